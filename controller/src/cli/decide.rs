@@ -1,0 +1,283 @@
+//! Commands that decide: approve, reject, allow, edit, revert, segment, mode, quarantine, release, apply, adopt; and export.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use policy::suggestion::Suggestion;
+use policy::{Mode, Workload};
+use serde::Serialize;
+
+use super::client::{Client, path};
+use super::output::{Failed, Terminal, Tone, clean, count};
+use super::{
+    AdoptArgs, AllowArgs, ApplyArgs, EditArgs, ExportArgs, Format, MemberArgs, ModeArgs, OneArgs, RevertArgs, ReviewArgs, describe, exit,
+    read, shown, tables,
+};
+use crate::api::ask::{Allow, Apply, Comment, Edit, Export, Members, OfWorkload, Revert, Review, Switch};
+use crate::api::view::{Document, Forecast, Outcome};
+
+fn tell(terminal: &Terminal, outcome: &Outcome) -> Result<(), Failed> {
+    for note in &outcome.notes {
+        terminal.say(clean(note))?;
+    }
+    if let Some(decision) = &outcome.recorded {
+        let as_who = tables::who(decision);
+        terminal.say(
+            terminal.paint(
+                Tone::Dim,
+                format_args!("Recorded as decision {} by {as_who}, generation {}.", decision.number, decision.generation),
+            ),
+        )?;
+    }
+    Ok(())
+}
+
+/// Decisions by one person on several workloads are one request each: each is recorded, or refused, by itself. The first refusal
+/// ends it; what was decided before stays and is told.
+pub(super) fn review(client: &Client, terminal: &Terminal, args: ReviewArgs, approve: bool) -> Result<(), Failed> {
+    if args.workloads.len() > 1 && (args.digest.is_some() || !args.rules.is_empty()) {
+        let next = "Name one workload, or write WORKLOAD@DIGEST for each.";
+        return Err(Failed::new(exit::USAGE, "--digest and --rule belong to one workload, several are named", next));
+    }
+    for text in &args.workloads {
+        let (workload, digest) = read::workload_at(text)?;
+        let digest = match digest.or_else(|| args.digest.clone()).or_else(|| shown::last(client.socket(), &workload)) {
+            Some(digest) => digest,
+            None => show_and_ask(client, terminal, &workload, approve)?,
+        };
+        let request = Review {
+            workload: workload.clone(),
+            digest,
+            rules: args.rules.clone(),
+            accept: args.accept.clone(),
+            comment: args.comment.clone(),
+            approve,
+        };
+        let outcome: Outcome = client.post("/api/v1/reviews", &request)?;
+        tell(terminal, &outcome)?;
+    }
+    Ok(())
+}
+
+/// Nothing was shown yet: a person reads it now, a script has to name what it means.
+fn show_and_ask(client: &Client, terminal: &Terminal, workload: &Workload, approve: bool) -> Result<String, Failed> {
+    let suggestion: Suggestion = client.get(&format!("/api/v1/suggestions/{}", path(&workload.to_string())))?;
+    let verb = if approve { "approve" } else { "reject" };
+    if !terminal.interactive() {
+        return Err(Failed::new(
+            exit::REFUSED,
+            format!("nobody has read the suggestion of {workload} here yet, and no digest is named"),
+            format!(
+                "`bulkhead describe suggestion {workload}` shows it; then {verb}, or name --digest {}.",
+                tables::short(&suggestion.digest)
+            ),
+        ));
+    }
+    describe::describe_suggestion(terminal, &suggestion, Format::Table)?;
+    terminal.say("")?;
+    if terminal.confirm(&format!("{} this?", if approve { "Approve" } else { "Reject" }))? {
+        Ok(suggestion.digest)
+    } else {
+        Err(not_confirmed())
+    }
+}
+
+fn not_confirmed() -> Failed {
+    Failed::new(exit::REFUSED, "not confirmed: nothing was changed", "")
+}
+
+pub(super) fn allow(client: &Client, terminal: &Terminal, args: AllowArgs) -> Result<(), Failed> {
+    let AllowArgs { from, to, port, duration, comment } = args;
+    let request = Allow { from, to, ports: port, seconds: duration.map(|d| d.as_secs()), comment };
+    tell(terminal, &client.post("/api/v1/allow", &request)?)
+}
+
+pub(super) fn revert(client: &Client, terminal: &Terminal, args: RevertArgs) -> Result<(), Failed> {
+    let RevertArgs { workload, to, comment } = args;
+    tell(terminal, &client.post("/api/v1/revert", &Revert { workload, to, comment })?)
+}
+
+pub(super) fn members(client: &Client, terminal: &Terminal, args: MemberArgs, remove: bool) -> Result<(), Failed> {
+    let MemberArgs { segment, members, deny_unlearned, comment } = args;
+    tell(terminal, &client.post("/api/v1/segments", &Members { segment, members, deny_unlearned, remove, comment })?)
+}
+
+pub(super) fn quarantine(client: &Client, terminal: &Terminal, args: OneArgs) -> Result<(), Failed> {
+    let OneArgs { workload, comment } = args;
+    tell(terminal, &client.post("/api/v1/quarantine", &OfWorkload { workload, comment })?)
+}
+
+pub(super) fn release(client: &Client, terminal: &Terminal, args: OneArgs) -> Result<(), Failed> {
+    let OneArgs { workload, comment } = args;
+    tell(terminal, &client.post("/api/v1/release", &OfWorkload { workload, comment })?)
+}
+
+/// Loosening is done at once. Enforce is forecast first, and done when somebody said yes to that forecast.
+pub(super) fn mode(client: &Client, terminal: &Terminal, args: ModeArgs) -> Result<(), Failed> {
+    let ModeArgs { segment, mode, deny_unlearned, yes, dry_run, comment } = args;
+    let mut request = Switch { segment, mode, deny_unlearned, confirm: None, comment };
+    if mode != Mode::Enforce {
+        if dry_run {
+            return terminal.say(format_args!("A switch to {mode} denies nothing and ends no connection."));
+        }
+        return tell(terminal, &client.post("/api/v1/mode", &request)?);
+    }
+    let outcome: Outcome = client.post("/api/v1/mode", &request)?;
+    let Some(forecast) = outcome.forecast else { return tell(terminal, &outcome) };
+    tell_forecast(terminal, &forecast)?;
+    if dry_run {
+        return Ok(());
+    }
+    if !yes {
+        if !terminal.interactive() {
+            return Err(Failed::new(exit::REFUSED, "not confirmed: nothing was changed", "Add --yes to switch without being asked."));
+        }
+        if !terminal.confirm(&format!("Switch {} to Enforce?", request.segment))? {
+            return Err(not_confirmed());
+        }
+    }
+    request.confirm = Some(forecast.generation);
+    tell(terminal, &client.post("/api/v1/mode", &request)?)
+}
+
+fn tell_forecast(terminal: &Terminal, forecast: &Forecast) -> Result<(), Failed> {
+    if forecast.denied.is_empty() {
+        terminal.say("Of what was seen so far, nothing would be denied.")?;
+    } else {
+        let n = forecast.denied.len() as u64;
+        terminal.say(format_args!("Of what was seen so far, {} would be denied:", count(n, "edge")))?;
+        for edge in &forecast.denied {
+            let line =
+                format!("  {} -> {} {} ({}): {}", edge.from, edge.to, edge.service, tables::seen(&edge.evidence), clean(&edge.reason));
+            terminal.say(terminal.paint(Tone::Warn, line))?;
+        }
+    }
+    let ended: u64 = forecast.ended.values().flatten().map(|ended| ended.connections).sum();
+    terminal.say(format_args!("{} would end.", count(ended, "established connection")))?;
+    for (node, ended) in &forecast.ended {
+        for edge in ended {
+            terminal.say(format_args!(
+                "  on {node}: {} of {} ({})",
+                count(edge.connections, "connection"),
+                edge.edge,
+                clean(&edge.reason)
+            ))?;
+        }
+    }
+    for workload in &forecast.unlearned {
+        terminal.say(terminal.paint(Tone::Warn, format_args!("{workload} has no approved policy: all of its traffic would be denied.")))?;
+    }
+    for workload in &forecast.no_evidence {
+        terminal.say(format_args!("{workload} has a policy, and nothing was ever seen of it."))?;
+    }
+    for (node, why) in &forecast.silent {
+        terminal.say(terminal.paint(Tone::Warn, format_args!("{node} did not say which connections would end: {}", clean(why))))?;
+    }
+    Ok(())
+}
+
+pub(super) fn adopt(client: &Client, terminal: &Terminal, args: AdoptArgs) -> Result<(), Failed> {
+    if !args.yes {
+        let question = "Nodes that belong to another store take their policy from this one from now on. Adopt them?";
+        if !terminal.interactive() {
+            return Err(Failed::new(exit::REFUSED, "not confirmed: nothing was changed", "Add --yes to adopt without being asked."));
+        }
+        if !terminal.confirm(question)? {
+            return Err(not_confirmed());
+        }
+    }
+    tell(terminal, &client.post("/api/v1/adopt", &Comment { comment: args.comment, subject: String::new() })?)
+}
+
+fn unreadable(file: &Path, error: &io::Error) -> Failed {
+    Failed::new(exit::FAILED, format!("cannot read {}: {error}", file.display()), "")
+}
+
+pub(super) fn apply(client: &Client, terminal: &Terminal, args: ApplyArgs) -> Result<(), Failed> {
+    let ApplyArgs { file, deny_unlearned, dry_run, comment } = args;
+    let (name, text) = if file == Path::new("-") {
+        let mut text = String::new();
+        io::stdin().read_to_string(&mut text).map_err(|e| unreadable(Path::new("the input"), &e))?;
+        ("-".to_owned(), text)
+    } else {
+        (file.display().to_string(), fs::read_to_string(&file).map_err(|e| unreadable(&file, &e))?)
+    };
+    tell(terminal, &client.post("/api/v1/apply", &Apply { file: name, text, deny_unlearned, comment, dry_run })?)
+}
+
+pub(super) fn export(client: &Client, terminal: &Terminal, args: ExportArgs) -> Result<(), Failed> {
+    let documents: Vec<Document> =
+        client.query("/api/v1/export", &Export { format: args.format, pods: args.pods, namespace: args.namespace })?;
+    let Some(directory) = args.directory else {
+        for document in &documents {
+            terminal.write(&document.text)?;
+        }
+        if documents.is_empty() {
+            terminal.note("Nothing is in force: nothing to export.");
+        }
+        return Ok(());
+    };
+    let cannot = |file: &Path, error: &io::Error| Failed::new(exit::FAILED, format!("cannot write {}: {error}", file.display()), "");
+    fs::create_dir_all(&directory).map_err(|e| cannot(&directory, &e))?;
+    for document in &documents {
+        // The controller is trusted to name files, not to name places.
+        let name = Path::new(&document.file).file_name().unwrap_or_else(|| "export".as_ref());
+        let file = directory.join(name);
+        fs::write(&file, &document.text).map_err(|e| cannot(&file, &e))?;
+    }
+    terminal.say(format_args!("{} written to {}", count(documents.len() as u64, "file"), directory.display()))
+}
+
+/// A scratch file that goes away with its owner.
+struct Scratch(std::path::PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+pub(super) fn edit(client: &Client, terminal: &Terminal, args: EditArgs) -> Result<(), Failed> {
+    #[derive(Serialize)]
+    struct Query {}
+    let EditArgs { workload, comment } = args;
+    let before: Edit = client.query(&format!("/api/v1/edit/{}", path(&workload.to_string())), &Query {})?;
+    let editor = std::env::var("VISUAL").or_else(|_| std::env::var("EDITOR")).unwrap_or_else(|_| "vi".to_owned());
+    let name = format!("bulkhead-{}-{}.yaml", std::process::id(), workload.to_string().replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
+    let scratch = Scratch(std::env::temp_dir().join(name));
+    let at = |what: &str, e: io::Error| Failed::new(exit::FAILED, format!("cannot {what} {}: {e}", scratch.0.display()), "");
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // Not through a link that somebody else left in the shared folder.
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&scratch.0).map_err(|e| at("make", e))?;
+        file.write_all(before.document.as_bytes()).map_err(|e| at("write", e))?;
+    }
+    // By a shell, as git and kubectl do: EDITOR may hold arguments.
+    let status = std::process::Command::new("sh")
+        .args(["-c", &format!("{editor} \"$1\""), "sh"])
+        .arg(&scratch.0)
+        .status()
+        .map_err(|e| Failed::new(exit::FAILED, format!("cannot start the editor {editor}: {e}"), "Set EDITOR."))?;
+    if !status.success() {
+        return Err(Failed::new(exit::FAILED, format!("the editor ended with {status}: nothing was changed"), ""));
+    }
+    let document = fs::read_to_string(&scratch.0).map_err(|e| at("read", e))?;
+    if document == before.document {
+        return terminal.say("Unchanged.");
+    }
+    let edited = Edit { document: document.clone(), revision: before.revision, comment };
+    let uri = format!("/api/v1/edit/{}", path(&workload.to_string()));
+    match client.post::<Outcome>(&uri, &edited) {
+        Ok(outcome) => tell(terminal, &outcome),
+        Err(mut failed) => {
+            // What was typed is not lost with the refusal.
+            let kept = scratch.0.with_extension("rejected.yaml");
+            if fs::write(&kept, document).is_ok() {
+                failed.next = format!("{} Your text is kept in {}.", failed.next, kept.display()).trim_start().to_owned();
+            }
+            Err(failed)
+        }
+    }
+}

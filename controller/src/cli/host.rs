@@ -1,0 +1,95 @@
+//! The commands that change this host: up, down, install, check.
+
+use jiff::Timestamp;
+use nix::unistd::{Uid, User};
+use policy::review::{Action, Who};
+use tracing_subscriber::EnvFilter;
+
+use super::client::Client;
+use super::exit;
+use super::output::{Failed, chain};
+use crate::api::ask::Comment;
+use crate::store::{Change, DecisionDraft, Store};
+use crate::supervise::down::{self, DownArgs};
+use crate::supervise::units::{self, InstallArgs};
+use crate::supervise::{self, CheckArgs, Places, SuperviseError, UpArgs};
+
+impl From<SuperviseError> for Failed {
+    fn from(error: SuperviseError) -> Self {
+        let code = match &error {
+            SuperviseError::Declined | SuperviseError::NobodyToAsk | SuperviseError::AlreadyUp { .. } => exit::REFUSED,
+            SuperviseError::NoUser { .. } => exit::USAGE,
+            SuperviseError::NotRoot | SuperviseError::NoAgent { .. } | SuperviseError::Io { .. } | SuperviseError::NotReady { .. } => {
+                exit::FAILED
+            }
+            // It has said itself what is wrong; its exit codes are ours.
+            SuperviseError::Agent { status, .. } => status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::FAILED),
+        };
+        let next = match &error {
+            SuperviseError::NotReady { .. } => "`bulkhead check` says what this host lacks.",
+            _ => "",
+        };
+        Self::new(code, chain(&error), next)
+    }
+}
+
+pub(super) fn up(places: &Places, args: &UpArgs) -> Result<(), Failed> {
+    let filter = EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
+    Ok(supervise::up(places, args)?)
+}
+
+pub(super) fn down(places: &Places, args: &DownArgs) -> Result<(), Failed> {
+    Ok(down::down(places, args, |subject, comment| record(places, subject, comment))?)
+}
+
+pub(super) fn install(places: &Places, args: &InstallArgs) -> Result<(), Failed> {
+    Ok(units::install(places, args)?)
+}
+
+pub(super) fn check(places: &Places, args: &CheckArgs) -> Result<(), Failed> {
+    Ok(supervise::check(places, args)?)
+}
+
+/// Through the controller if it lives, else into its store: `down` is a decision like every other.
+fn record(places: &Places, subject: &str, comment: &str) -> Result<(), String> {
+    let words = Comment { comment: comment.to_owned(), subject: subject.to_owned() };
+    let asked = Client::new(places.api()).and_then(|client| client.post::<serde_json::Value>("/api/v1/down", &words));
+    match asked {
+        Ok(_) => Ok(()),
+        Err(failed) if failed.exit == exit::UNREACHABLE => record_in_store(places, subject, comment),
+        Err(failed) => Err(failed.error),
+    }
+}
+
+fn record_in_store(places: &Places, subject: &str, comment: &str) -> Result<(), String> {
+    let path = places.controller().join("store.db");
+    if !path.exists() {
+        // Nothing was ever learned or decided here.
+        return Ok(());
+    }
+    let uid = Uid::current();
+    let name = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    let who = Who { uid: uid.as_raw(), name, claims: std::env::var("SUDO_USER").ok() };
+    let work = async {
+        let now = Timestamp::now();
+        let store = Store::open(&path, now).await.map_err(|e| chain(&e))?;
+        let in_force = store.load_policy_set().await.map_err(|e| chain(&e))?;
+        let decision = DecisionDraft {
+            time: now,
+            who,
+            action: Action::Down,
+            subject: subject.to_owned(),
+            digest: None,
+            rules: Vec::new(),
+            comment: comment.to_owned(),
+        };
+        let change = Change { expected: in_force.generation, set: in_force.set, rejected: Vec::new(), accepted: Vec::new(), decision };
+        let written = store.commit_decision(&change).await.map(drop).map_err(|e| chain(&e));
+        store.close().await;
+        written
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    runtime.block_on(work)
+}

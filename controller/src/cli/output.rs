@@ -1,0 +1,246 @@
+//! What people and scripts get to see: the terminal, colours, tables, failures.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use policy::Verdict;
+use serde::Serialize;
+
+use super::{Colour, Format, exit};
+use crate::api::view::{Failure, FailureCode};
+pub(crate) use crate::hub::chain;
+
+/// Why a command did not do what was asked, with what to do next.
+#[derive(Debug)]
+pub struct Failed {
+    /// Exit code.
+    pub exit: u8,
+    /// What happened, to what.
+    pub error: String,
+    /// What to do next; may be empty.
+    pub next: String,
+}
+
+impl Failed {
+    pub(super) fn new(exit: u8, error: impl Display, next: impl Into<String>) -> Self {
+        Self { exit, error: error.to_string(), next: next.into() }
+    }
+
+    /// Standard output is gone or full. A reader that closed the pipe (`| head`) had enough: not worth a word.
+    pub(super) fn output(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self { exit: exit::DONE, error: String::new(), next: String::new() },
+            _ => Self::new(exit::FAILED, format!("cannot write the output: {error}"), ""),
+        }
+    }
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        let exit = match failure.code {
+            FailureCode::Invalid => exit::USAGE,
+            FailureCode::Refused => exit::REFUSED,
+            FailureCode::NotFound => exit::NOT_FOUND,
+            FailureCode::Forbidden | FailureCode::Failed => exit::FAILED,
+        };
+        Self { exit, error: failure.error, next: failure.next }
+    }
+}
+
+/// Where output goes, and what it can show.
+pub(super) struct Terminal {
+    colour: bool,
+    width: Option<u16>,
+    interactive: bool,
+}
+
+/// What a colour says.
+#[derive(Clone, Copy)]
+pub(super) enum Tone {
+    Good,
+    Bad,
+    Warn,
+    Dim,
+    Bold,
+}
+
+impl From<Verdict> for Tone {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Allow => Self::Good,
+            Verdict::WouldDeny => Self::Warn,
+            Verdict::Deny => Self::Bad,
+        }
+    }
+}
+
+/// What stands in a cell.
+#[derive(Clone)]
+pub(super) struct Text {
+    text: String,
+    tone: Option<Tone>,
+}
+
+impl Text {
+    pub(super) fn toned(tone: Tone, text: impl Display) -> Self {
+        Self { text: clean(&text.to_string()), tone: Some(tone) }
+    }
+}
+
+impl<T: Display> From<T> for Text {
+    fn from(text: T) -> Self {
+        Self { text: clean(&text.to_string()), tone: None }
+    }
+}
+
+impl From<Text> for Cell {
+    fn from(Text { text, tone }: Text) -> Self {
+        let cell = Cell::new(text);
+        match tone {
+            None => cell,
+            Some(Tone::Good) => cell.fg(Color::DarkGreen),
+            Some(Tone::Bad) => cell.fg(Color::DarkRed),
+            Some(Tone::Warn) => cell.fg(Color::DarkYellow),
+            Some(Tone::Dim) => cell.add_attribute(Attribute::Dim),
+            Some(Tone::Bold) => cell.add_attribute(Attribute::Bold),
+        }
+    }
+}
+
+/// Names and comments are written by others: a control character among them must not speak to the terminal.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+impl Terminal {
+    pub(super) fn new(colour: Colour) -> Self {
+        let tty = io::stdout().is_terminal();
+        // https://no-color.org: set and not empty means no colour by default.
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty()) || std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+        let colour = match colour {
+            Colour::Always => true,
+            Colour::Never => false,
+            Colour::Auto => tty && !unwanted,
+        };
+        let width = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).filter(|&c: &u16| c >= 40);
+        let width = if tty { width.or_else(|| Table::new().width()) } else { None };
+        Self { colour, width, interactive: tty && io::stdin().is_terminal() }
+    }
+
+    /// A person can be asked.
+    pub(super) fn interactive(&self) -> bool {
+        self.interactive
+    }
+
+    /// Text in a tone, if colours are wanted.
+    pub(super) fn paint(&self, tone: Tone, text: impl Display) -> String {
+        let code = match tone {
+            Tone::Good => "32",
+            Tone::Bad => "31",
+            Tone::Warn => "33",
+            Tone::Dim => "2",
+            Tone::Bold => "1",
+        };
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
+    }
+
+    /// Writes a line (or several) to the output.
+    pub(super) fn say(&self, text: impl Display) -> Result<(), Failed> {
+        writeln!(io::stdout(), "{text}").map_err(Failed::output)
+    }
+
+    /// Writes text as it is.
+    pub(super) fn write(&self, text: &str) -> Result<(), Failed> {
+        let mut out = io::stdout();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failed::output)
+    }
+
+    /// Something to know that is not the answer: goes to the error output, so that pipes stay clean.
+    pub(super) fn note(&self, text: impl Display) {
+        // Nobody reads it: nothing to be done about it.
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+
+    /// The failure that ends the program.
+    pub(super) fn complain(&self, failed: &Failed) {
+        if failed.error.is_empty() {
+            return;
+        }
+        self.note(format_args!("bulkhead: {}", failed.error));
+        if !failed.next.is_empty() {
+            self.note(format_args!("  {}", failed.next));
+        }
+    }
+
+    /// A table that fits the terminal; unshortened where the output is a file or a pipe.
+    pub(super) fn table(&self, header: &[&str], rows: Vec<Vec<Text>>, format: Format) -> Result<(), Failed> {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING).set_header(header.iter().map(Cell::new));
+        if self.colour {
+            table.enforce_styling();
+        } else {
+            table.force_no_tty();
+        }
+        match self.width {
+            Some(width) if format == Format::Table => {
+                table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+            }
+            Some(_) | None => {
+                table.set_content_arrangement(ContentArrangement::Disabled);
+            }
+        }
+        for row in rows {
+            table.add_row(row.into_iter().map(Cell::from));
+        }
+        for line in table.lines() {
+            // Columns are padded to their width; the blanks at the end of a line are in nobody's interest.
+            self.say(line.trim_end().strip_prefix(' ').unwrap_or(line.trim_end()))?;
+        }
+        Ok(())
+    }
+
+    /// JSON or YAML.
+    pub(super) fn data(&self, value: &impl Serialize, format: Format) -> Result<(), Failed> {
+        match format {
+            Format::Yaml => {
+                let text = serde_norway::to_string(value)
+                    .map_err(|e| Failed::new(exit::FAILED, format!("cannot write the answer as YAML: {e}"), ""))?;
+                self.write(&text)
+            }
+            Format::Json | Format::Table | Format::Wide => {
+                let text = serde_json::to_string_pretty(value)
+                    .map_err(|e| Failed::new(exit::FAILED, format!("cannot write the answer as JSON: {e}"), ""))?;
+                self.say(text)
+            }
+        }
+    }
+
+    /// Asks a person; anything but y or yes is no.
+    pub(super) fn confirm(&self, question: &str) -> Result<bool, Failed> {
+        let mut err = io::stderr();
+        write!(err, "{question} [y/N] ").and_then(|()| err.flush()).map_err(Failed::output)?;
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer).map_err(|e| Failed::new(exit::FAILED, format!("cannot read the answer: {e}"), ""))?;
+        Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    }
+}
+
+/// `1.2 MB`; bytes in powers of ten.
+pub(super) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut unit = 0;
+    let mut scaled = count;
+    let mut tenth = 0;
+    while scaled >= 1000 && unit + 1 < UNITS.len() {
+        tenth = scaled % 1000 / 100;
+        scaled /= 1000;
+        unit += 1;
+    }
+    if unit == 0 || scaled >= 100 { format!("{scaled} {}", UNITS[unit]) } else { format!("{scaled}.{tenth} {}", UNITS[unit]) }
+}
+
+/// `1 rule`, `2 rules`.
+pub(crate) fn count(n: u64, one: &str) -> String {
+    if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
+}

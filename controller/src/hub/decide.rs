@@ -1,0 +1,567 @@
+//! From a person's request to what is recorded and in force. Pure: the task writes it into the store.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use policy::evaluate::{Scene, Standing};
+use policy::learn::Rejected;
+use policy::policy_set::{Direction, Quarantine};
+use policy::review::{self, Action, Choice, Edge, Reading, Refused, Reviewed};
+use policy::segment::{Selector, segment_of};
+use policy::{Mode, Peer, PolicySet, Segment, Workload, WorkloadPolicy, check};
+
+use super::state::State;
+use super::{HubError, documents, name};
+use crate::api::ask::{Allow, Apply, Comment, Edit, Members, OfWorkload, Revert, Review, Switch};
+use crate::store::Revision;
+
+/// What may be decided.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Approve or reject a suggestion.
+    Review(Review),
+    /// Allow an edge by hand.
+    Allow(Allow),
+    /// Put a hand-written policy in force.
+    Edit(Workload, Edit),
+    /// Back to an earlier policy.
+    Revert(Revert),
+    /// Members of a segment.
+    Members(Members),
+    /// Another mode.
+    Switch(Switch),
+    /// Cut off.
+    Quarantine(OfWorkload),
+    /// Give back.
+    Release(OfWorkload),
+    /// Documents.
+    Apply(Apply),
+    /// Take nodes over from another store.
+    Adopt(Comment),
+    /// Note that the protection was taken down.
+    Down(Comment),
+    /// Take out rules whose time is over.
+    Expire,
+    /// An operator's rule promotes a segment to Enforce.
+    Promote {
+        /// Which.
+        segment: String,
+        /// What was observed, for the record.
+        why: String,
+    },
+}
+
+/// A decision that may be recorded.
+#[derive(Clone, Debug)]
+pub(crate) struct Decided {
+    /// What is in force with it.
+    pub(crate) set: PolicySet,
+    pub(crate) remember: BTreeSet<Rejected>,
+    pub(crate) forget: BTreeSet<Rejected>,
+    pub(crate) action: Action,
+    pub(crate) subject: String,
+    pub(crate) digest: Option<String>,
+    pub(crate) rules: Vec<String>,
+    pub(crate) comment: String,
+    /// What the person is told.
+    pub(crate) notes: Vec<String>,
+    /// Recorded although it changes nothing.
+    pub(crate) always: bool,
+    /// Nodes of other stores take the plan.
+    pub(crate) adopt: bool,
+    /// Only said, not done.
+    pub(crate) dry_run: bool,
+}
+
+impl Decided {
+    fn new(set: PolicySet, action: Action, subject: impl ToString, comment: &str) -> Self {
+        Self {
+            set,
+            remember: BTreeSet::new(),
+            forget: BTreeSet::new(),
+            action,
+            subject: subject.to_string(),
+            digest: None,
+            rules: Vec::new(),
+            comment: comment.to_owned(),
+            notes: Vec::new(),
+            always: false,
+            adopt: false,
+            dry_run: false,
+        }
+    }
+
+    fn reviewed(reviewed: Reviewed, action: Action, subject: impl ToString, comment: &str) -> Self {
+        let Reviewed { set, changed: _, remember, forget, rules, notes } = reviewed;
+        Self { remember, forget, rules, notes, ..Self::new(set, action, subject, comment) }
+    }
+
+    fn note(mut self, note: impl Into<String>) -> Self {
+        self.notes.push(note.into());
+        self
+    }
+}
+
+impl From<Refused> for HubError {
+    fn from(refused: Refused) -> Self {
+        let what = refused.to_string();
+        match refused {
+            Refused::Moved { workload, .. } => {
+                HubError::refused(what, format!("`bulkhead describe suggestion {workload}` shows it as it is now."))
+            }
+            Refused::NoSuchRule { workload, .. } => {
+                HubError::not_found(what, format!("`bulkhead describe suggestion {workload}` lists the rules."))
+            }
+            Refused::UnknownWorkload { .. } => HubError::not_found(what, "`bulkhead get workloads` lists those that run."),
+            Refused::NoSuchSegment { .. } => HubError::not_found(what, "`bulkhead get segments` lists them."),
+            Refused::NoWorkload { .. } | Refused::Past { .. } | Refused::NothingChosen { .. } => HubError::invalid(what, ""),
+            Refused::Blocked { .. } | Refused::Enforced { .. } | Refused::Unlearned { .. } => HubError::refused(what, ""),
+        }
+    }
+}
+
+/// What the task read from the store for a request.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    /// Every policy that the workload of a revert ever had.
+    pub(crate) revisions: Vec<Revision>,
+}
+
+/// What a request makes of what is in force.
+///
+/// # Errors
+/// Why it is refused.
+pub(crate) fn decide(state: &State, request: &Request, history: &History) -> Result<Decided, HubError> {
+    let mut decided = match request {
+        Request::Review(review) => reviewed(state, review)?,
+        Request::Allow(allow) => allowed(state, allow)?,
+        Request::Edit(workload, edit) => edited(state, workload, edit)?,
+        Request::Revert(revert) => reverted(state, revert, history)?,
+        Request::Members(members) if members.remove => without_members(state, members)?,
+        Request::Members(members) => with_members(state, members)?,
+        Request::Switch(switch) => switched(state, switch)?,
+        Request::Quarantine(of) => quarantined(state, of)?,
+        Request::Release(of) => released(state, of)?,
+        Request::Apply(apply) => applied(state, apply)?,
+        Request::Adopt(Comment { comment, .. }) => {
+            let mut decided = Decided::new(state.set.clone(), Action::Adopt, format!("store {}", state.store), comment);
+            (decided.always, decided.adopt) = (true, true);
+            decided.note("Every node that is connected takes its policy from this store from now on.")
+        }
+        Request::Down(Comment { comment, subject }) => {
+            let subject = if subject.is_empty() { "all nodes" } else { subject };
+            let mut decided = Decided::new(state.set.clone(), Action::Down, subject, comment);
+            decided.always = true;
+            decided
+        }
+        Request::Expire => expired(state),
+        Request::Promote { segment, why } => promoted(state, segment, why)?,
+    };
+    decided.remember.retain(|rejected| !state.rejected.contains(rejected));
+    decided.forget.retain(|rejected| state.rejected.contains(rejected));
+    Ok(decided)
+}
+
+/// How the segment of a workload stands, for the hint what to do next.
+fn hint(state: &State, set: &PolicySet, workload: &Workload) -> Option<String> {
+    let scene = Scene { set, ..state.scene() };
+    let (name, mode) = match scene.segment(workload) {
+        Some(segment) => (segment.name.clone(), segment.mode),
+        None if !workload.namespace.is_empty() => (workload.namespace.clone(), Mode::Learn),
+        None => return Some(format!("{workload} is in no segment, so nothing is denied: `bulkhead segment add {workload}`.")),
+    };
+    match mode {
+        Mode::Learn => Some(format!("Segment {name} is in Learn, nothing is denied: `bulkhead mode {name} audit` logs what would be.")),
+        Mode::Audit => Some(format!("Segment {name} is in Audit, nothing is denied: `bulkhead audit` shows what would be.")),
+        Mode::Enforce => None,
+    }
+}
+
+fn halves(set: &PolicySet, workload: &Workload, now: Timestamp) -> Vec<String> {
+    let halves = check::half_approved(&set.policies, now);
+    halves.iter().filter(|half| half.from == *workload || half.to == *workload).map(ToString::to_string).collect()
+}
+
+fn reviewed(state: &State, request: &Review) -> Result<Decided, HubError> {
+    let Review { workload, digest, rules, accept, comment, approve } = request;
+    let suggestion = state.suggestion(workload)?;
+    // People name a digest by its beginning, as they do with commits.
+    if digest.len() < 8 || !digest.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(HubError::invalid(format_args!("\"{digest}\" is not a digest"), "Name at least its first 8 characters (0-9, a-f)."));
+    }
+    let digest = if suggestion.digest.starts_with(&digest.to_ascii_lowercase()) { suggestion.digest.clone() } else { digest.clone() };
+    let choice = if rules.is_empty() { Choice::Whole } else { Choice::Rules(rules.iter().cloned().collect()) };
+    let reading = Reading { digest: digest.clone(), choice, accept: accept.iter().cloned().collect() };
+    let (reviewed, action) = if *approve {
+        (review::approve(&state.set, suggestion, &reading)?, Action::Approve)
+    } else {
+        (review::reject(&state.set, suggestion, &reading)?, Action::Reject)
+    };
+    let mut decided = Decided::reviewed(reviewed, action, workload, comment);
+    decided.digest = Some(digest);
+    if *approve {
+        let policy = decided.set.policies.get(workload);
+        let (ingress, egress) = policy.map_or((0, 0), |policy| (policy.ingress.len(), policy.egress.len()));
+        decided.notes.insert(0, format!("{workload}: {ingress} ingress and {egress} egress rules in force."));
+        let halves = halves(&decided.set, workload, state.now);
+        if !halves.is_empty() {
+            decided.notes.push("Approved on one side only; under Enforce they pass when both ends allow them:".to_owned());
+            decided.notes.extend(halves.into_iter().map(|half| format!("  {half}")));
+        }
+        decided.notes.extend(hint(state, &decided.set, workload));
+    } else {
+        let n = decided.rules.len();
+        let plural = if n == 1 { "rule" } else { "rules" };
+        decided.notes.insert(0, format!("{workload}: {n} {plural} rejected; they don't come back by themselves."));
+    }
+    Ok(decided)
+}
+
+fn allowed(state: &State, request: &Allow) -> Result<Decided, HubError> {
+    let Allow { from, to, ports, seconds, comment } = request;
+    let until = match seconds {
+        None => None,
+        Some(seconds) => {
+            let span = i64::try_from(*seconds).map(SignedDuration::from_secs);
+            let until = span.ok().and_then(|span| state.now.checked_add(span).ok());
+            // To the second: the moment is shown to people and compared by them.
+            let until = until.and_then(|until| Timestamp::from_second(until.as_second()).ok());
+            Some(until.ok_or_else(|| HubError::invalid("this time span ends after the calendar", ""))?)
+        }
+    };
+    for peer in [from, to] {
+        if let Peer::Workload(workload) = peer {
+            state.must_know(workload)?;
+        }
+    }
+    let edge = Edge { from: from.clone(), to: to.clone(), ports: *ports, until };
+    let reviewed = review::allow(&state.set, &edge, &state.known(), state.now)?;
+    let decided = Decided::reviewed(reviewed, Action::Allow, format_args!("{from} -> {to} {ports}"), comment);
+    Ok(match until {
+        Some(until) => decided.note(format!("{from} may reach {to} on {ports} until {until}.")),
+        None => decided.note(format!("{from} may reach {to} on {ports}.")),
+    })
+}
+
+fn edited(state: &State, workload: &Workload, request: &Edit) -> Result<Decided, HubError> {
+    let policy = documents::read_policy(workload, &request.document)?;
+    let revision = state.revisions.get(workload).map_or(0, |(revision, _)| *revision);
+    if revision != request.revision {
+        let what = format!("the policy of {workload} changed meanwhile: revision {} was edited, {revision} is there now", request.revision);
+        return Err(HubError::refused(what, format!("`bulkhead edit {workload}` starts from it.")));
+    }
+    state.must_know(workload)?;
+    let mut decided = Decided::reviewed(review::edit(&state.set, policy, &state.known()), Action::Edit, workload, &request.comment);
+    decided.notes.extend(hint(state, &decided.set, workload));
+    Ok(decided)
+}
+
+fn reverted(state: &State, request: &Revert, history: &History) -> Result<Decided, HubError> {
+    let Revert { workload, to, comment } = request;
+    let revisions = &history.revisions;
+    let Some(current) = revisions.last() else {
+        state.must_know(workload)?;
+        return Err(HubError::not_found(format_args!("{workload} never had a policy"), "There is nothing to go back to."));
+    };
+    let wanted = to.unwrap_or_else(|| current.revision.saturating_sub(1));
+    let earlier: Option<&WorkloadPolicy> = match revisions.iter().find(|revision| revision.revision == wanted) {
+        Some(revision) => revision.policy.as_ref(),
+        // Before the first there was none.
+        None if wanted == 0 => None,
+        None => {
+            let what = format!("the policy of {workload} has no revision {wanted}");
+            return Err(HubError::not_found(what, format!("It has 1 to {}; 0 is the time before it had one.", current.revision)));
+        }
+    };
+    let reviewed = review::revert(&state.set, workload, earlier, &state.networks, state.now)?;
+    let note = format!("{workload}: revision {wanted} is in force again.");
+    Ok(Decided::reviewed(reviewed, Action::Revert, format_args!("{workload} to revision {wanted}"), comment).note(note))
+}
+
+/// Running workloads that would be denied everything by this set and were not so far: in Enforce without an approved policy.
+fn newly_unlearned(state: &State, set: &PolicySet) -> BTreeSet<Workload> {
+    let denied = |set: &PolicySet, workload: &Workload| {
+        let scene = Scene { set, ..state.scene() };
+        matches!(scene.standing(workload), Standing::Enforce(_)) && !set.policies.contains_key(workload)
+    };
+    state.networks.keys().filter(|workload| denied(set, workload) && !denied(&state.set, workload)).cloned().collect()
+}
+
+/// Said when a change of members takes workloads out of Enforce: it is allowed, and must not happen unseen.
+fn loosened(state: &State, set: &PolicySet) -> Vec<String> {
+    let enforced = |set: &PolicySet, workload: &Workload| matches!(Scene { set, ..state.scene() }.standing(workload), Standing::Enforce(_));
+    let workloads = state.networks.keys().filter(|workload| enforced(&state.set, workload) && !enforced(set, workload));
+    workloads.map(|workload| format!("{workload} is not enforced any more.")).collect()
+}
+
+fn refuse_unlearned(state: &State, set: &PolicySet, named: &[Workload]) -> Result<Vec<String>, HubError> {
+    let unlearned = newly_unlearned(state, set);
+    let left: Vec<String> = unlearned.iter().filter(|workload| !named.contains(workload)).map(ToString::to_string).collect();
+    if left.is_empty() {
+        return Ok(unlearned.iter().map(|w| format!("{w} has no approved policy: all of its traffic is denied now.")).collect());
+    }
+    let what = format!("this puts workloads without an approved policy under Enforce: {}", left.join(", "));
+    let next = format!("Approve their suggestions, or accept that all their traffic is denied: --deny-unlearned {}", left.join(","));
+    Err(HubError::refused(what, next))
+}
+
+fn with_members(state: &State, request: &Members) -> Result<Decided, HubError> {
+    let Members { segment, members, deny_unlearned, remove: _, comment } = request;
+    let selectors: Vec<Selector> = members.iter().map(|text| name::selector(state, text)).collect::<Result<_, _>>()?;
+    let segment = match (segment, selectors.first()) {
+        (Some(name), _) => name.clone(),
+        (None, Some(first)) => name::of_segment(first),
+        (None, None) => return Err(HubError::invalid("no member is named", "")),
+    };
+    name::check_segment(&segment)?;
+    let mut set = state.set.clone();
+    let mut notes = Vec::new();
+    for selector in &selectors {
+        // A selector is in one segment: put here means taken from there.
+        for other in set.segments.values_mut().filter(|other| other.name != segment) {
+            if other.members.remove(selector) {
+                notes.push(format!("{selector} was taken from segment {}.", other.name));
+            }
+        }
+    }
+    let entry = set.segments.entry(segment.clone()).or_insert_with(|| name::new_segment(&segment));
+    entry.members.extend(selectors.iter().cloned());
+    let mode = entry.mode;
+    set.segments.retain(|name, segment_of_name| *name == segment || !segment_of_name.members.is_empty());
+    notes.extend(refuse_unlearned(state, &set, deny_unlearned)?);
+    notes.extend(loosened(state, &set));
+    let mut decided = Decided::new(set, Action::Segment, &segment, comment);
+    decided.rules = selectors.iter().map(|selector| format!("+ {selector}")).collect();
+    decided.notes = notes;
+    Ok(decided.note(format!("Segment {segment} is in {mode}.")))
+}
+
+fn without_members(state: &State, request: &Members) -> Result<Decided, HubError> {
+    let Members { segment, members, deny_unlearned, remove: _, comment } = request;
+    let mut set = state.set.clone();
+    let mut touched: BTreeMap<String, Vec<Selector>> = BTreeMap::new();
+    for text in members {
+        let mut found = false;
+        for candidate in set.segments.values_mut().filter(|s| segment.as_ref().is_none_or(|name| *name == s.name)) {
+            let gone: Vec<Selector> = candidate.members.iter().filter(|member| name::means(text, member)).cloned().collect();
+            found |= !gone.is_empty();
+            for member in gone {
+                candidate.members.remove(&member);
+                touched.entry(candidate.name.clone()).or_default().push(member);
+            }
+        }
+        if !found {
+            let of = segment.as_ref().map_or("any segment".to_owned(), |name| format!("segment {name}"));
+            return Err(HubError::not_found(
+                format_args!("\"{text}\" is not a member of {of}"),
+                "`bulkhead get segments` lists the members.",
+            ));
+        }
+    }
+    set.segments.retain(|_, segment| !segment.members.is_empty());
+    let mut notes = refuse_unlearned(state, &set, deny_unlearned)?;
+    notes.extend(loosened(state, &set));
+    for name in touched.keys().filter(|name| !set.segments.contains_key(*name)) {
+        notes.push(format!("Segment {name} has no member left and is gone."));
+    }
+    let subject = touched.keys().cloned().collect::<Vec<_>>().join(", ");
+    let mut decided = Decided::new(set, Action::Segment, subject, comment);
+    decided.rules = touched.values().flatten().map(|selector| format!("- {selector}")).collect();
+    decided.notes = notes;
+    Ok(decided)
+}
+
+/// The set with the segment there: a Compose project that nobody put under a segment is one by itself.
+pub(crate) fn with_segment(state: &State, segment: &str) -> Result<PolicySet, HubError> {
+    let mut set = state.set.clone();
+    if set.segments.contains_key(segment) {
+        return Ok(set);
+    }
+    let of_project: Vec<&Workload> = state.networks.keys().filter(|w| !w.namespace.is_empty() && w.namespace == segment).collect();
+    let taken = |workload: &Workload| {
+        let networks = state.networks.get(workload).into_iter().flatten().map(String::as_str);
+        segment_of(set.segments.values(), workload, networks).is_some()
+    };
+    if of_project.is_empty() || of_project.iter().all(|workload| taken(workload)) {
+        let known: BTreeSet<&str> = set
+            .segments
+            .keys()
+            .map(String::as_str)
+            .chain(state.networks.keys().map(|w| w.namespace.as_str()))
+            .filter(|n| !n.is_empty())
+            .collect();
+        let next = if known.is_empty() {
+            "`bulkhead segment add` makes one.".to_owned()
+        } else {
+            format!("There are: {}.", known.into_iter().collect::<Vec<_>>().join(", "))
+        };
+        return Err(HubError::not_found(format_args!("there is no segment and no running Compose project \"{segment}\""), next));
+    }
+    let mut new = name::new_segment(segment);
+    new.members.insert(Selector::Project(segment.to_owned()));
+    set.segments.insert(segment.to_owned(), new);
+    Ok(set)
+}
+
+fn set_mode(set: &mut PolicySet, segment: &str, mode: Mode) -> Option<Mode> {
+    set.segments.get_mut(segment).map(|segment| std::mem::replace(&mut segment.mode, mode))
+}
+
+/// A switch to Enforce, before it is done: the set it would make, and what of it must be said.
+pub(crate) fn to_enforce(state: &State, request: &Switch) -> Result<PolicySet, HubError> {
+    state.must_see_nodes()?;
+    let mut set = with_segment(state, &request.segment)?;
+    for workload in &request.deny_unlearned {
+        state.must_know(workload)?;
+    }
+    let named: BTreeSet<Workload> = request.deny_unlearned.iter().cloned().collect();
+    review::to_enforce(&set, &request.segment, &state.networks, &named, state.now)?;
+    set_mode(&mut set, &request.segment, Mode::Enforce);
+    Ok(set)
+}
+
+fn switched(state: &State, request: &Switch) -> Result<Decided, HubError> {
+    let Switch { segment, mode, deny_unlearned, confirm, comment } = request;
+    let before = with_segment(state, segment)?.segments.get(segment).map(|segment| segment.mode);
+    if before == Some(*mode) {
+        let decided = Decided::new(state.set.clone(), Action::Mode, segment, comment);
+        return Ok(decided.note(format!("Segment {segment} is in {mode} already.")));
+    }
+    let before = before.unwrap_or_default();
+    let set = match mode {
+        Mode::Enforce => {
+            match confirm {
+                Some(generation) if *generation == state.generation => {}
+                Some(_) => {
+                    let what = "what is in force has changed since the forecast was made: nothing was switched";
+                    return Err(HubError::refused(what, "Ask for the forecast again."));
+                }
+                None => return Err(HubError::refused("a switch to Enforce must name the forecast it confirms", "")),
+            }
+            to_enforce(state, request)?
+        }
+        Mode::Learn | Mode::Audit => {
+            let mut set = with_segment(state, segment)?;
+            set_mode(&mut set, segment, *mode);
+            set
+        }
+    };
+    let unlearned = review::unlearned(&set, segment, &state.networks, state.now);
+    let mut decided = Decided::new(set, Action::Mode, segment, comment);
+    decided.rules = vec![format!("{before} -> {mode}")];
+    decided.rules.extend(deny_unlearned.iter().map(|workload| format!("deny unlearned {workload}")));
+    decided.notes.push(format!("Segment {segment}: {before} -> {mode}."));
+    match mode {
+        Mode::Learn => {}
+        Mode::Audit if unlearned.is_empty() => {}
+        Mode::Audit => {
+            let names = unlearned.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            decided.notes.push(format!("Without an approved policy, so that all their traffic would be denied: {names}."));
+        }
+        Mode::Enforce => {
+            decided.notes.extend(unlearned.iter().map(|w| format!("{w} has no approved policy: all of its traffic is denied now.")));
+            decided.notes.push(format!("Back at once, if something breaks: `bulkhead mode {segment} audit`."));
+        }
+    }
+    Ok(decided)
+}
+
+fn promoted(state: &State, segment: &str, why: &str) -> Result<Decided, HubError> {
+    let mut set = state.set.clone();
+    review::to_enforce(&set, segment, &state.networks, &BTreeSet::new(), state.now)?;
+    let before = set_mode(&mut set, segment, Mode::Enforce).unwrap_or_default();
+    let mut decided = Decided::new(set, Action::Promote, segment, why);
+    decided.rules = vec![format!("{before} -> {}", Mode::Enforce)];
+    Ok(decided)
+}
+
+fn quarantined(state: &State, request: &OfWorkload) -> Result<Decided, HubError> {
+    let OfWorkload { workload, comment } = request;
+    state.must_know(workload)?;
+    let mut set = state.set.clone();
+    if set.quarantines.contains_key(workload) {
+        return Ok(Decided::new(set, Action::Quarantine, workload, comment).note(format!("{workload} is in quarantine already.")));
+    }
+    set.quarantines.insert(workload.clone(), Quarantine { workload: workload.clone(), comment: comment.clone() });
+    let decided = Decided::new(set, Action::Quarantine, workload, comment);
+    let decided = decided.note(format!("{workload} is cut off, living connections too. Give it back: `bulkhead release {workload}`."));
+    Ok(match state.networks.contains_key(workload) {
+        true => decided,
+        false => decided.note(format!("{workload} does not run now; it is cut off from its first packet when it comes.")),
+    })
+}
+
+fn released(state: &State, request: &OfWorkload) -> Result<Decided, HubError> {
+    let OfWorkload { workload, comment } = request;
+    let mut set = state.set.clone();
+    if set.quarantines.remove(workload).is_none() {
+        return Err(HubError::not_found(format_args!("{workload} is not in quarantine"), "`bulkhead get quarantines` lists who is."));
+    }
+    Ok(Decided::new(set, Action::Release, workload, comment).note(format!("{workload} is back under its segment.")))
+}
+
+fn applied(state: &State, request: &Apply) -> Result<Decided, HubError> {
+    let (set, about) = match documents::read(state, &request.file, &request.text)? {
+        documents::Wanted::Set(set, about) => (set, about),
+        documents::Wanted::Review(mut review) => {
+            if review.comment.is_empty() {
+                review.comment.clone_from(&request.comment);
+            }
+            return Ok(Decided { dry_run: request.dry_run, ..reviewed(state, &review)? });
+        }
+    };
+    let changes = documents::changes(&state.set, &set);
+    let mut notes = refuse_unlearned(state, &set, &request.deny_unlearned)?;
+    for segment in set.segments.values().filter(|segment| segment.mode == Mode::Enforce) {
+        if state.set.segments.get(&segment.name).is_some_and(|before| before.mode == Mode::Enforce) {
+            continue;
+        }
+        let foreseen = review::foresee(&set, &segment.name, &state.graph, &state.networks, state.now);
+        notes.extend(foreseen.denied.iter().map(|denial| format!("Enforce in {} denies {}: {}", segment.name, denial.edge, denial.reason)));
+    }
+    let mut decided = Decided::new(set, Action::Edit, about, &request.comment);
+    decided.notes = if changes.is_empty() { vec!["Nothing is different.".to_owned()] } else { changes.clone() };
+    decided.notes.extend(notes);
+    decided.notes.extend(loosened(state, &decided.set));
+    decided.rules = changes;
+    decided.dry_run = request.dry_run;
+    if request.dry_run {
+        decided.notes.push("Dry run: nothing was changed.".to_owned());
+    }
+    Ok(decided)
+}
+
+/// Rules whose time is over go out of what is in force. Whoever allowed them wrote the end down, so this needs no person; the
+/// record says that it happened.
+fn expired(state: &State) -> Decided {
+    let mut set = state.set.clone();
+    let mut gone = Vec::new();
+    for policy in set.policies.values_mut() {
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let workload = policy.workload.clone();
+            policy.rules_mut(direction).retain(|rule| {
+                let holds = rule.in_force(state.now);
+                if !holds {
+                    gone.push(format!("{workload} {direction} {rule}"));
+                }
+                holds
+            });
+        }
+    }
+    let mut decided = Decided::new(set, Action::Expire, "rules whose time is over", "");
+    decided.rules = gone;
+    decided
+}
+
+/// When the next rule runs out, if any.
+pub(crate) fn next_expiry(set: &PolicySet) -> Option<Timestamp> {
+    let rules = set.policies.values().flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
+    rules.filter_map(|rule| rule.until).min()
+}
+
+/// A segment by itself, as the listing shows a project that nobody put under one.
+pub(crate) fn implicit(project: &str) -> Segment {
+    let mut segment = name::new_segment(project);
+    segment.members.insert(Selector::Project(project.to_owned()));
+    segment
+}

@@ -1,0 +1,144 @@
+//! What the hub knows of one node, and for how long it was seen well.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use policy::learn::Window;
+use policy::status::NodeStatus;
+use policy::{Endpoint, Health, HourSet, Inventory, Workload};
+use tokio::sync::mpsc;
+
+use super::state::State;
+use crate::session::Order;
+
+/// One node.
+#[derive(Default)]
+pub(crate) struct Node {
+    /// The session that is open.
+    pub(crate) session: Option<Session>,
+    /// Whether this session's agent has told what runs there: until then the inventory is what was, or nothing.
+    pub(crate) reported: bool,
+    /// What runs there, by its last report.
+    pub(crate) inventory: Inventory,
+    /// What it said of itself last.
+    pub(crate) status: NodeStatus,
+    /// When something was last heard.
+    pub(crate) heard: Option<Timestamp>,
+    /// Why it refused a plan.
+    pub(crate) refused: Option<String>,
+    /// Healthy time and loss, by hour.
+    pub(crate) sight: Sight,
+}
+
+/// An open session.
+pub(crate) struct Session {
+    /// Its number.
+    pub(crate) id: u64,
+    /// Id of the agent's spool: the same agent that comes again has the same.
+    pub(crate) spool: String,
+    /// What the agent is told.
+    pub(crate) orders: mpsc::Sender<Order>,
+    /// Store and generation of the plan that was sent or is applied; never sent twice.
+    pub(crate) sent: Option<(String, u64)>,
+}
+
+/// How well a node saw, so that the part since a workload appeared can be told exactly.
+#[derive(Debug, Default)]
+pub(crate) struct Sight {
+    /// Healthy stretches, those without a gap joined: a new one only after a loss or a restart.
+    healthy: Vec<(Timestamp, Timestamp)>,
+    /// Events lost, by hour.
+    lost: BTreeMap<u32, u64>,
+}
+
+impl Sight {
+    pub(crate) fn add(&mut self, health: &Health) {
+        if health.lost > 0 {
+            *self.lost.entry(HourSet::hour_of(health.to)).or_default() += health.lost;
+        } else if health.healthy && health.from < health.to {
+            match self.healthy.last_mut() {
+                Some(last) if last.1 == health.from => last.1 = health.to,
+                Some(_) | None => self.healthy.push((health.from, health.to)),
+            }
+        }
+    }
+
+    pub(crate) fn healthy_seconds(&self) -> u64 {
+        self.healthy_since(Timestamp::MIN)
+    }
+
+    /// Events lost over all.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.values().sum()
+    }
+
+    /// Healthy seconds since a moment.
+    pub(crate) fn healthy_since(&self, since: Timestamp) -> u64 {
+        let seconds = |&(from, to): &(Timestamp, Timestamp)| u64::try_from(to.duration_since(from.max(since)).as_secs()).unwrap_or(0);
+        self.healthy.iter().map(seconds).sum()
+    }
+
+    /// Adds the part since a moment; the loss of the hour in which it lies counts whole.
+    fn part(&self, since: Timestamp, into: &mut Window) {
+        for &(from, to) in self.healthy.iter().filter(|(_, to)| *to > since) {
+            into.add(from.max(since), to, true, 0);
+        }
+        into.lost += self.lost.range(HourSet::hour_of(since)..).map(|(_, lost)| lost).sum::<u64>();
+    }
+}
+
+impl State {
+    /// For how long each workload was observed, and how well: the sight of the nodes it runs on (of all nodes, if it runs on none
+    /// now), since traffic of it was first seen.
+    pub(crate) fn windows<'a>(&'a self, running: impl Iterator<Item = &'a Workload>) -> BTreeMap<Workload, Window> {
+        let mut first: BTreeMap<&Workload, Timestamp> = BTreeMap::new();
+        for (key, evidence) in self.graph.iter() {
+            let Some(seen) = evidence.first else { continue };
+            for workload in [&key.from, &key.to].into_iter().filter_map(Endpoint::workload) {
+                first.entry(workload).and_modify(|first| *first = seen.min(*first)).or_insert(seen);
+            }
+        }
+        let workloads: BTreeSet<&Workload> = running.chain(first.keys().copied()).collect();
+        let window = |workload: &Workload| {
+            let mut window = Window::default();
+            // Without traffic there is nothing that could be called learned, for however long.
+            let Some(&since) = first.get(workload) else { return window };
+            let here: Vec<&super::node::Node> =
+                self.nodes.values().filter(|node| node.inventory.containers.values().any(|c| c.workload == *workload)).collect();
+            let nodes = if here.is_empty() { self.nodes.values().collect() } else { here };
+            nodes.into_iter().for_each(|node| node.sight.part(since, &mut window));
+            window
+        };
+        workloads.into_iter().map(|workload| (workload.clone(), window(workload))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn stretch(from: i64, to: i64, lost: u64) -> Health {
+        Health { from: at(from), to: at(to), events: 1, lost, unattributed: 0, healthy: lost == 0 }
+    }
+
+    #[test]
+    fn time_before_a_workload_appeared_does_not_count_for_it() {
+        let mut sight = Sight::default();
+        sight.add(&stretch(0, 10_000, 0));
+        assert_eq!(sight.healthy_seconds(), 10_000);
+        assert_eq!(sight.healthy_since(at(9_000)), 1_000);
+        assert_eq!(sight.healthy_since(at(20_000)), 0);
+    }
+
+    #[test]
+    fn loss_stops_the_clock_and_is_counted() {
+        let mut sight = Sight::default();
+        sight.add(&stretch(0, 100, 0));
+        sight.add(&stretch(100, 200, 7));
+        assert_eq!((sight.healthy_seconds(), sight.lost()), (100, 7));
+    }
+}

@@ -1,0 +1,61 @@
+//! Promotion rules that an operator wrote on a segment: what was observed under them, and which segments may go to Enforce.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use policy::promote::{self, Observed};
+use policy::{Endpoint, HourSet, Mode, Verdict, Workload, review};
+
+use super::state::State;
+use super::view::segment_name;
+
+/// Segments whose promotion rule is met now, with what was observed.
+pub(crate) fn due(state: &State) -> Vec<(String, String)> {
+    let audited = state.set.segments.values().filter(|segment| segment.mode == Mode::Audit && segment.promotion.is_some());
+    audited
+        .filter_map(|segment| {
+            let observed = observed(state, &segment.name);
+            let why = format!(
+                "{} s of healthy observation, traffic in {} distinct hours, {} would-be denials",
+                observed.healthy_seconds, observed.distinct_hours, observed.would_be_denials
+            );
+            promote::unmet(segment, &observed).is_empty().then(|| (segment.name.clone(), why))
+        })
+        .collect()
+}
+
+/// The last decision that changed what the segment is held to: from there on it was audited as it is now.
+fn since(state: &State, segment: &str, members: &BTreeSet<Workload>) -> Timestamp {
+    let about = |subject: &str| subject == segment || subject.split([' ', ',']).any(|word| members.iter().any(|w| w.to_string() == word));
+    let last = state.decisions.iter().rev().find(|decision| about(&decision.subject) || decision.rules.iter().any(|rule| about(rule)));
+    // Without any such decision in the record nothing was audited yet.
+    last.map_or(state.now, |decision| decision.time)
+}
+
+fn observed(state: &State, segment: &str) -> Observed {
+    let is_member = |workload: &Workload| segment_name(state, workload).as_deref() == Some(segment);
+    let members: BTreeSet<Workload> = state.networks.keys().filter(|workload| is_member(workload)).cloned().collect();
+    let since = since(state, segment, &members);
+    let first = HourSet::hour_of(since);
+    let mut hours = HourSet::default();
+    let mut would_be_denials = 0;
+    for (key, evidence) in state.graph.iter() {
+        if ![&key.from, &key.to].into_iter().filter_map(Endpoint::workload).any(|workload| members.contains(workload)) {
+            continue;
+        }
+        hours.merge(&HourSet::from_runs(evidence.hours.runs().iter().filter(|run| run.1 >= first).map(|&(a, b)| (a.max(first), b))));
+        let recent = evidence.last.is_some_and(|last| last >= since);
+        // Counts are over all time, so an edge that was denied before and is still would be counts whole: too careful, never too bold.
+        if recent && evidence.would_deny > 0 && state.judge(&key.from, &key.to, key.service).verdict != Verdict::Allow {
+            would_be_denials += evidence.would_deny;
+        }
+    }
+    let runs_here = |node: &&super::node::Node| node.inventory.containers.values().any(|c| members.contains(&c.workload));
+    let healthy = state.nodes.values().filter(runs_here).map(|node| node.sight.healthy_since(since)).min();
+    Observed {
+        healthy_seconds: healthy.unwrap_or(0),
+        distinct_hours: hours.hours(),
+        would_be_denials,
+        unlearned: review::unlearned(&state.set, segment, &state.networks, state.now),
+    }
+}

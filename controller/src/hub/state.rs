@@ -1,0 +1,296 @@
+//! What the hub knows, and how it learns from it. No I/O: what has to be written is handed back to the task.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use policy::evaluate::Scene;
+use policy::learn::{self, Context, Rejected, Revision};
+use policy::review::Decision;
+use policy::suggestion::Suggestion;
+use policy::{
+    Connection, EdgeDelta, Endpoint, Flow, FlowGraph, FlowOutcome, Health, NodePlan, PolicySet, Standing, Verdict, Workload, evaluate,
+};
+
+use super::HubError;
+use super::node::Node;
+use crate::api::view::FlowView;
+
+/// Everything.
+pub struct State {
+    /// Id of the store.
+    pub(crate) store: String,
+    /// Generation in force.
+    pub(crate) generation: u64,
+    /// What is in force.
+    pub(crate) set: PolicySet,
+    /// The record, oldest first.
+    pub(crate) decisions: Vec<Decision>,
+    /// How often each policy changed, and with which decision last (number).
+    pub(crate) revisions: BTreeMap<Workload, (u64, u64)>,
+    /// Revision and digest of suggestions as they were noted in the store.
+    pub(crate) noted: BTreeMap<Workload, Revision>,
+    /// What people said no to.
+    pub(crate) rejected: BTreeSet<Rejected>,
+    /// The merged graph.
+    pub(crate) graph: FlowGraph,
+    /// Nodes by name.
+    pub(crate) nodes: BTreeMap<String, Node>,
+    /// Names of the networks of each workload that runs, over all nodes.
+    pub(crate) networks: BTreeMap<Workload, BTreeSet<String>>,
+    /// Suggestions by workload.
+    pub(crate) suggestions: BTreeMap<Workload, Suggestion>,
+    /// Recent flows in the order they came, bounded.
+    pub(crate) flows: VecDeque<Arc<Kept>>,
+    /// How many came so far.
+    pub(crate) flows_seen: u64,
+    /// How many of them are kept.
+    pub(crate) keep_flows: usize,
+    /// Workloads whose suggestion is behind the graph.
+    stale: Stale,
+    /// Healthy time has passed since all were learned, and when that was.
+    clock_moved: bool,
+    learned: Timestamp,
+    /// When the state was last told the time.
+    pub(crate) now: Timestamp,
+}
+
+/// A flow with its number in the order they came: times don't tell, since a flow is reported when it ends.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) number: u64,
+    pub(crate) view: FlowView,
+}
+
+/// Which suggestions have to be made anew.
+#[derive(Debug, Default)]
+enum Stale {
+    #[default]
+    All,
+    Some(BTreeSet<Workload>),
+}
+
+impl State {
+    /// A state without nodes and traffic.
+    pub(crate) fn new(store: String, now: Timestamp, keep_flows: usize) -> Self {
+        Self {
+            store,
+            generation: 0,
+            set: PolicySet::default(),
+            decisions: Vec::new(),
+            revisions: BTreeMap::new(),
+            noted: BTreeMap::new(),
+            rejected: BTreeSet::new(),
+            graph: FlowGraph::new(),
+            nodes: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            suggestions: BTreeMap::new(),
+            flows: VecDeque::new(),
+            flows_seen: 0,
+            keep_flows,
+            stale: Stale::All,
+            clock_moved: false,
+            learned: now,
+            now,
+        }
+    }
+
+    /// What is in force, with who runs where, now.
+    pub(crate) fn scene(&self) -> Scene<'_> {
+        Scene { set: &self.set, networks: &self.networks, now: self.now }
+    }
+
+    /// The plan for every node. It says the same to all: each binds what concerns it.
+    pub(crate) fn plan(&self) -> NodePlan {
+        self.plan_of(self.set.clone(), self.generation)
+    }
+
+    /// A plan that is not in force.
+    pub(crate) fn plan_of(&self, set: PolicySet, generation: u64) -> NodePlan {
+        NodePlan { format: policy::plan::PLAN_FORMAT, store: self.store.clone(), generation, set }
+    }
+
+    /// Whether a network that carries a connection between these two is guarded: then what belongs to nobody is denied.
+    pub(crate) fn guarded(&self, set: &PolicySet, ends: [&Endpoint; 2]) -> bool {
+        let scene = Scene { set, ..self.scene() };
+        let Some(networks) = ends.into_iter().find_map(|end| self.networks.get(end.workload()?)) else { return false };
+        let guards = |workload: &Workload| matches!(scene.standing(workload), Standing::Enforce(_) | Standing::Quarantined);
+        self.networks.iter().any(|(workload, attached)| !attached.is_disjoint(networks) && guards(workload))
+    }
+
+    /// What is in force says this of a connection now.
+    pub(crate) fn judge(&self, from: &Endpoint, to: &Endpoint, service: policy::Service) -> policy::Decision {
+        // Only an end that belongs to nobody makes the question of the guard matter.
+        let unknown = [from, to].into_iter().any(|end| matches!(end, Endpoint::Unknown(_)));
+        let guarded = unknown && self.guarded(&self.set, [from, to]);
+        evaluate(&self.scene(), &Connection { from: from.clone(), to: to.clone(), service, guarded })
+    }
+
+    /// Workloads that may be named: they run, were seen, or have a policy.
+    pub(crate) fn known(&self) -> BTreeSet<Workload> {
+        let seen = self.graph.endpoints().filter_map(Endpoint::workload);
+        self.networks.keys().chain(self.set.policies.keys()).chain(seen).cloned().collect()
+    }
+
+    /// That this workload may be named, or what else could be meant.
+    pub(crate) fn must_know(&self, workload: &Workload) -> Result<(), HubError> {
+        if self.known().contains(workload) {
+            return Ok(());
+        }
+        let alike: Vec<String> = self.known().iter().filter(|w| w.name == workload.name).map(ToString::to_string).collect();
+        let next = match alike.as_slice() {
+            [] => "`bulkhead get workloads` lists those that run.".to_owned(),
+            alike => format!("Did you mean {}?", alike.join(" or ")),
+        };
+        Err(HubError::not_found(format_args!("no workload {workload} was ever seen here"), next))
+    }
+
+    /// That what runs is known: a switch to Enforce must not be judged by a list that is still to come.
+    pub(crate) fn must_see_nodes(&self) -> Result<(), HubError> {
+        let next = "Look at `bulkhead status`, and try again when the agent is there.";
+        let waiting = self.nodes.iter().find(|(_, node)| node.session.is_some() && !node.reported);
+        match waiting {
+            Some((name, _)) => Err(HubError::refused(format_args!("node {name} has not told yet what runs there"), next)),
+            None if self.nodes.values().any(|node| node.reported) => Ok(()),
+            None => Err(HubError::refused("no agent has told what runs here: what a switch would cut cannot be foreseen", next)),
+        }
+    }
+
+    /// One suggestion.
+    pub(crate) fn suggestion(&self, workload: &Workload) -> Result<&Suggestion, HubError> {
+        self.must_know(workload)?;
+        let next = "It has one as soon as it runs or traffic of it is seen.";
+        self.suggestions.get(workload).ok_or_else(|| HubError::not_found(format_args!("there is no suggestion for {workload}"), next))
+    }
+
+    /// Adds what a batch saw.
+    pub(crate) fn add_edges(&mut self, edges: &[EdgeDelta]) {
+        for delta in edges {
+            self.graph.add(delta);
+        }
+        let Stale::Some(stale) = &mut self.stale else { return };
+        // A scan is one source with many edges: it is looked at once, not once an edge.
+        let mut sources: BTreeSet<&Endpoint> = BTreeSet::new();
+        for EdgeDelta { key, .. } in edges {
+            stale.extend([&key.from, &key.to].into_iter().filter_map(|end| end.workload().cloned()));
+            if sources.insert(&key.from) {
+                stale.extend(learn::affected(&self.graph, key));
+            }
+        }
+    }
+
+    /// Names are learned anew after an inventory.
+    pub(crate) fn refresh_networks(&mut self) {
+        let mut networks: BTreeMap<Workload, BTreeSet<String>> = BTreeMap::new();
+        for node in self.nodes.values() {
+            for (workload, names) in node.inventory.workloads() {
+                networks.entry(workload.clone()).or_default().extend(names.into_iter().map(str::to_owned));
+            }
+        }
+        self.networks = networks;
+        self.stale = Stale::All;
+    }
+
+    /// Something else than the graph changed that suggestions depend on.
+    pub(crate) fn all_stale(&mut self) {
+        self.stale = Stale::All;
+    }
+
+    /// Notes how well a node saw. What a suggestion says of its coverage is behind from now on.
+    pub(crate) fn saw(&mut self, node: &str, health: &[Health]) {
+        let node = self.nodes.entry(node.to_owned()).or_default();
+        node.heard = Some(self.now);
+        health.iter().for_each(|health| node.sight.add(health));
+        self.clock_moved |= !health.is_empty();
+    }
+
+    /// Somebody looks: what the clock moved is told as well, at most once a second.
+    pub(crate) fn looked_at(&mut self) {
+        const AT_MOST: SignedDuration = SignedDuration::from_secs(1);
+        if self.clock_moved && self.now.duration_since(self.learned) >= AT_MOST {
+            self.stale = Stale::All;
+        }
+    }
+
+    /// Makes the suggestions anew that are behind; returns those whose digest moved, to be noted in the store.
+    pub(crate) fn relearn(&mut self) -> Vec<(Workload, Revision)> {
+        let stale = std::mem::replace(&mut self.stale, Stale::Some(BTreeSet::new()));
+        if matches!(&stale, Stale::Some(workloads) if workloads.is_empty()) {
+            return Vec::new();
+        }
+        let context = self.context();
+        let fresh = match stale {
+            Stale::All => {
+                (self.clock_moved, self.learned) = (false, self.now);
+                learn::learn(&self.graph, &context)
+            }
+            Stale::Some(workloads) => workloads.iter().map(|workload| learn::learn_one(&self.graph, &context, workload)).collect(),
+        };
+        let mut moved = Vec::new();
+        for suggestion in fresh {
+            let before = context.previous.get(&suggestion.workload);
+            if before.is_none_or(|before| before.digest != suggestion.digest) {
+                let revision = Revision { revision: suggestion.revision, digest: suggestion.digest.clone() };
+                moved.push((suggestion.workload.clone(), revision));
+            }
+            self.suggestions.insert(suggestion.workload.clone(), suggestion);
+        }
+        moved
+    }
+
+    fn context(&self) -> Context {
+        let previous =
+            self.suggestions.iter().map(|(workload, s)| (workload.clone(), Revision { revision: s.revision, digest: s.digest.clone() }));
+        let mut previous: BTreeMap<Workload, Revision> = previous.collect();
+        for (workload, revision) in &self.noted {
+            previous.entry(workload.clone()).or_insert_with(|| revision.clone());
+        }
+        let known = learn::known(self.nodes.values().map(|node| &node.inventory));
+        let windows = self.windows(known.keys());
+        Context {
+            workloads: known,
+            policies: self.set.policies.clone(),
+            rejected: self.rejected.clone(),
+            windows,
+            previous,
+            now: self.now,
+            ..Context::default()
+        }
+    }
+
+    /// Keeps a flow for people who ask later; the oldest goes.
+    pub(crate) fn keep(&mut self, node: &str, flow: Flow) -> Arc<Kept> {
+        self.flows_seen += 1;
+        let kept = Arc::new(Kept { number: self.flows_seen, view: self.view_flow(node, flow) });
+        if self.keep_flows > 0 {
+            if self.flows.len() >= self.keep_flows {
+                self.flows.pop_front();
+            }
+            self.flows.push_back(Arc::clone(&kept));
+        }
+        kept
+    }
+
+    /// A flow with its verdict: what happened is what the agent saw; why it passed is what is in force now.
+    fn view_flow(&self, node: &str, mut flow: Flow) -> FlowView {
+        let verdict = match flow.outcome {
+            FlowOutcome::Denied => Verdict::Deny,
+            FlowOutcome::WouldDeny => Verdict::WouldDeny,
+            FlowOutcome::Established
+            | FlowOutcome::ConnectedNoData
+            | FlowOutcome::OneWay
+            | FlowOutcome::Unanswered
+            | FlowOutcome::Refused => Verdict::Allow,
+        };
+        if flow.reason.is_empty() {
+            let decision = self.judge(&flow.from, &flow.to, flow.service);
+            flow.reason = if decision.verdict == verdict {
+                decision.reason()
+            } else {
+                // It began before what is in force now, or its packets were counted on another road.
+                format!("passed under what was in force then; now: {}", decision.reason())
+            };
+        }
+        FlowView { node: node.to_owned(), flow, verdict }
+    }
+}

@@ -1,0 +1,462 @@
+//! `bulkhead up`: starts the agent and the controller, keeps them running, stops them together. It decides nothing and holds no
+//! policy; when it ends, the last plan stays in the kernel.
+
+pub mod down;
+pub mod units;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use clap::Args;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Gid, Group, Pid, Uid, User};
+use tokio::net::UnixDatagram;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{error, info, warn};
+
+/// Where files are. Two hosts in one machine (labs) need two of each.
+#[derive(Clone, Debug, Args)]
+pub struct Places {
+    /// What must survive a reboot: the store, the agent's plan and spool.
+    #[arg(long, env = "BULKHEAD_STATE_DIR", default_value = "/var/lib/bulkhead", value_name = "DIR", global = true)]
+    pub state_dir: PathBuf,
+    /// Sockets.
+    #[arg(long, env = "BULKHEAD_RUN_DIR", default_value = "/run/bulkhead", value_name = "DIR", global = true)]
+    pub run_dir: PathBuf,
+}
+
+impl Places {
+    /// The command line's socket.
+    pub fn api(&self) -> PathBuf {
+        self.run_dir.join("api.sock")
+    }
+
+    /// The agents' socket.
+    pub fn node(&self) -> PathBuf {
+        self.run_dir.join("node.sock")
+    }
+
+    /// The controller's own state.
+    pub fn controller(&self) -> PathBuf {
+        self.state_dir.join("controller")
+    }
+
+    /// The agent's own state.
+    pub fn agent(&self) -> PathBuf {
+        self.state_dir.join("agent")
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.run_dir.join("up.pid")
+    }
+}
+
+/// Flags of the agent that `up` and `install` hand through.
+#[derive(Clone, Debug, Default, Args)]
+pub struct AgentFlags {
+    /// The Docker Engine, as in DOCKER_HOST (default: DOCKER_HOST, then the current docker context, then the engine's own socket).
+    #[arg(long, value_name = "URL")]
+    pub docker_host: Option<String>,
+    /// The network namespace that the engine runs in, if it is not this one.
+    #[arg(long, value_name = "PATH")]
+    pub netns: Option<PathBuf>,
+    /// This node's name (default: the host's name).
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Serve the agent's metrics (Prometheus) here.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub agent_metrics: Option<std::net::SocketAddr>,
+}
+
+impl AgentFlags {
+    fn arguments(&self, places: &Places) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["run".into(), "--state-dir".into(), places.agent().into()];
+        arguments.extend(["--controller".into(), places.node().into(), "--run-dir".into(), places.run_dir.clone().into()]);
+        let mut flag = |name: &str, value: Option<OsString>| {
+            if let Some(value) = value {
+                arguments.extend([name.into(), value]);
+            }
+        };
+        flag("--docker-host", self.docker_host.clone().map(Into::into));
+        flag("--netns", self.netns.clone().map(Into::into));
+        flag("--node", self.node.clone().map(Into::into));
+        flag("--metrics", self.agent_metrics.map(|a| a.to_string().into()));
+        arguments
+    }
+}
+
+/// `bulkhead up`
+#[derive(Clone, Debug, Args)]
+pub struct UpArgs {
+    /// Return once both are ready; logs go to STATE_DIR/bulkhead.log.
+    #[arg(short, long)]
+    pub detach: bool,
+    /// The user the controller runs as: `bulkhead` if it exists, else `nobody`.
+    #[arg(long, value_name = "USER")]
+    pub controller_user: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub agent: AgentFlags,
+}
+
+/// `bulkhead check`
+#[derive(Clone, Debug, Args)]
+pub struct CheckArgs {
+    /// The Docker Engine, as in DOCKER_HOST.
+    #[arg(long, value_name = "URL")]
+    pub docker_host: Option<String>,
+    /// The network namespace that the engine runs in, if it is not this one.
+    #[arg(long, value_name = "PATH")]
+    pub netns: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Asks the agent's program what this host lacks.
+///
+/// # Errors
+/// `Agent` if something fails that is needed.
+pub fn check(places: &Places, args: &CheckArgs) -> Result<(), SuperviseError> {
+    let mut arguments: Vec<OsString> = vec!["check".into(), "--state-dir".into(), places.agent().into()];
+    if let Some(docker_host) = &args.docker_host {
+        arguments.extend(["--docker-host".into(), docker_host.into()]);
+    }
+    if let Some(netns) = &args.netns {
+        arguments.extend(["--netns".into(), netns.into()]);
+    }
+    if args.json {
+        arguments.push("--json".into());
+    }
+    run_agent(&arguments)
+}
+
+/// Why `up`, `down` or `install` could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperviseError {
+    /// Not root.
+    #[error("this needs root: the agent changes the host's packet filter. Run it with sudo")]
+    NotRoot,
+    /// It runs already.
+    #[error("Bulkhead is up already (pid {pid}): `bulkhead status` shows it, `bulkhead down` ends it")]
+    AlreadyUp {
+        /// The supervisor.
+        pid: i32,
+    },
+    /// A user that is not there.
+    #[error("there is no user {name} for the controller to run as: name one with --controller-user")]
+    NoUser {
+        /// Who was asked for.
+        name: String,
+    },
+    /// The agent's program is missing.
+    #[error("bulkhead-agent is neither beside {beside} nor on PATH: build it with `cargo build --release`, or install both")]
+    NoAgent {
+        /// Our own program.
+        beside: PathBuf,
+    },
+    /// A file or process could not be made.
+    #[error("cannot {what}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A child did not get ready.
+    #[error("the {name} did not get ready within {seconds} s: see {log}")]
+    NotReady {
+        /// Which.
+        name: &'static str,
+        /// How long we waited.
+        seconds: u64,
+        /// Where its words are.
+        log: String,
+    },
+    /// The agent's own command failed; it has said why.
+    #[error("bulkhead-agent {command} failed with {status}")]
+    Agent {
+        /// Which command.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// The person said no.
+    #[error("nothing was changed")]
+    Declined,
+    /// There is nobody to ask.
+    #[error("this asks before it acts, and there is no terminal to ask on: add --yes")]
+    NobodyToAsk,
+}
+
+pub(crate) fn io_at(what: impl Into<String>) -> impl FnOnce(io::Error) -> SuperviseError {
+    let what = what.into();
+    move |source| SuperviseError::Io { what, source }
+}
+
+/// The agent's program: beside ours, or on PATH.
+///
+/// # Errors
+/// `NoAgent`.
+pub fn agent_program() -> Result<PathBuf, SuperviseError> {
+    let own = std::env::current_exe().map_err(io_at("find our own program"))?;
+    let beside = own.with_file_name("bulkhead-agent");
+    let on_path =
+        || std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).map(|dir| dir.join("bulkhead-agent")).find(|p| p.is_file());
+    if beside.is_file() { Ok(beside) } else { on_path().ok_or(SuperviseError::NoAgent { beside: own }) }
+}
+
+/// Runs one of the agent's commands in the foreground.
+///
+/// # Errors
+/// `Agent` with its status if it failed.
+pub fn run_agent(arguments: &[OsString]) -> Result<(), SuperviseError> {
+    let status = std::process::Command::new(agent_program()?).args(arguments).status().map_err(io_at("start bulkhead-agent"))?;
+    let command = arguments.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
+    if status.success() { Ok(()) } else { Err(SuperviseError::Agent { command, status }) }
+}
+
+/// Who the controller runs as: never root.
+fn controller_identity(wanted: Option<&str>) -> Result<(Uid, Gid), SuperviseError> {
+    let find = |name: &str| User::from_name(name).ok().flatten();
+    let user = match wanted {
+        Some(name) => find(name).ok_or_else(|| SuperviseError::NoUser { name: name.to_owned() })?,
+        None => ["bulkhead", "nobody"].into_iter().find_map(find).ok_or_else(|| SuperviseError::NoUser { name: "nobody".to_owned() })?,
+    };
+    // Its sockets carry this group, so that members of `bulkhead` can use the command line without root.
+    let gid = Group::from_name("bulkhead").ok().flatten().map_or(user.gid, |group| group.gid);
+    Ok((user.uid, gid))
+}
+
+fn make_places(places: &Places, uid: Uid, gid: Gid) -> Result<(), SuperviseError> {
+    let make = |dir: &Path, mode: u32, owner: Option<(Uid, Gid)>| -> Result<(), SuperviseError> {
+        let made = fs::create_dir_all(dir).and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(mode)));
+        made.and_then(|()| owner.map_or(Ok(()), |(uid, gid)| chown(dir, Some(uid.as_raw()), Some(gid.as_raw()))))
+            .map_err(io_at(format!("make {}", dir.display())))
+    };
+    make(&places.state_dir, 0o755, None)?;
+    make(&places.run_dir, 0o755, Some((uid, gid)))?;
+    make(&places.controller(), 0o700, Some((uid, gid)))?;
+    // Files of an earlier run under another user would lock the controller out of its own store.
+    for entry in fs::read_dir(places.controller()).map_err(io_at("read the controller's state"))?.flatten() {
+        chown(entry.path(), Some(uid.as_raw()), Some(gid.as_raw()))
+            .map_err(io_at(format!("hand {} to the controller", entry.path().display())))?;
+    }
+    make(&places.agent(), 0o700, None)
+}
+
+/// The supervisor that runs here, if one does.
+pub fn running(places: &Places) -> Option<Pid> {
+    let pid: i32 = fs::read_to_string(places.pid_file()).ok()?.trim().parse().ok()?;
+    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    // A pid is reused; ours was started as `... up`.
+    cmdline.split(|&b| b == 0).any(|word| word == b"up").then(|| Pid::from_raw(pid))
+}
+
+/// Starts both and keeps them, until a signal; or detaches once both are ready.
+///
+/// # Errors
+/// Each [`SuperviseError`].
+pub fn up(places: &Places, args: &UpArgs) -> Result<(), SuperviseError> {
+    if !Uid::effective().is_root() {
+        return Err(SuperviseError::NotRoot);
+    }
+    if let Some(pid) = running(places) {
+        return Err(SuperviseError::AlreadyUp { pid: pid.as_raw() });
+    }
+    let identity = controller_identity(args.controller_user.as_deref())?;
+    make_places(places, identity.0, identity.1)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io_at("start the runtime"))?;
+    if args.detach { runtime.block_on(detached(places)) } else { runtime.block_on(supervise(places, args, identity)) }
+}
+
+/// How long both may take to be ready: the engine's list, a first dump, a store of a million edges.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// The same command again without -d, in a session of its own; returns when it says it is ready.
+async fn detached(places: &Places) -> Result<(), SuperviseError> {
+    let log_path = places.state_dir.join("bulkhead.log");
+    let log = fs::OpenOptions::new().create(true).append(true).open(&log_path).map_err(io_at(format!("open {}", log_path.display())))?;
+    let errors = log.try_clone().map_err(io_at("open the log twice"))?;
+    let ready = Ready::listen(&places.run_dir.join("notify-up.sock"), None)?;
+    let own = std::env::current_exe().map_err(io_at("find our own program"))?;
+    let arguments = std::env::args_os().skip(1).filter(|a| a != "-d" && a != "--detach");
+    let mut command = Command::new("setsid");
+    command.arg(own).args(arguments).env("NOTIFY_SOCKET", &ready.path).stdin(Stdio::null()).stdout(log).stderr(errors);
+    let mut child = command.spawn().map_err(io_at("start setsid (package util-linux)"))?;
+    let not_ready =
+        || SuperviseError::NotReady { name: "supervisor", seconds: READY_WITHIN.as_secs(), log: log_path.display().to_string() };
+    tokio::select! {
+        heard = timeout(READY_WITHIN + Duration::from_secs(5), ready.heard()) => heard.map_err(|_| not_ready())?,
+        _ = child.wait() => return Err(not_ready()),
+    }
+    info!(log = %log_path.display(), "up, detached");
+    Ok(())
+}
+
+/// A socket that hears a service say READY=1 (sd_notify(3)); the same words systemd listens to.
+struct Ready {
+    path: PathBuf,
+    socket: UnixDatagram,
+}
+
+impl Ready {
+    fn listen(path: &Path, owner: Option<(Uid, Gid)>) -> Result<Self, SuperviseError> {
+        let at = || format!("listen on {}", path.display());
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_at(at())(e)),
+            Ok(()) | Err(_) => {}
+        }
+        let socket = UnixDatagram::bind(path).map_err(io_at(at()))?;
+        if let Some((uid, gid)) = owner {
+            chown(path, Some(uid.as_raw()), Some(gid.as_raw())).map_err(io_at(at()))?;
+        }
+        Ok(Self { path: path.to_owned(), socket })
+    }
+
+    async fn heard(&self) {
+        let mut buffer = [0; 256];
+        while let Ok(length) = self.socket.recv(&mut buffer).await {
+            if buffer[..length].split(|&b| b == b'\n').any(|line| line == b"READY=1") {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        // It may be gone with the directory; there is nothing more to do about it.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// One of the two, and when to start it again.
+struct Service {
+    name: &'static str,
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    identity: Option<(Uid, Gid)>,
+    ready: Ready,
+    child: Option<Child>,
+    pause: Duration,
+    started: Instant,
+}
+
+/// The first pause before a restart; doubled each time, up to [`LONGEST_PAUSE`], and back after a quiet while.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// See [`FIRST_PAUSE`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+impl Service {
+    fn start(&mut self) -> Result<(), SuperviseError> {
+        let mut command = std::process::Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .env("BULKHEAD_SUPERVISED", "1")
+            .env("NOTIFY_SOCKET", &self.ready.path)
+            .stdin(Stdio::null())
+            .process_group(0);
+        if let Some((uid, gid)) = self.identity {
+            // Without a call to groups(), std drops the supplementary groups when it leaves root.
+            command.uid(uid.as_raw()).gid(gid.as_raw());
+        }
+        let mut command = Command::from(command);
+        let child = command.kill_on_drop(false).spawn().map_err(io_at(format!("start {}", self.program.display())))?;
+        info!(service = self.name, pid = child.id(), "started");
+        self.child = Some(child);
+        self.started = Instant::now();
+        Ok(())
+    }
+
+    async fn ended(&mut self) -> ExitStatus {
+        match &mut self.child {
+            Some(child) => match child.wait().await {
+                Ok(status) => status,
+                Err(_) => std::future::pending().await,
+            },
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn again(&mut self, status: ExitStatus) -> Result<(), SuperviseError> {
+        if self.started.elapsed() > LONGEST_PAUSE * 3 {
+            self.pause = FIRST_PAUSE;
+        }
+        error!(service = self.name, %status, pause_ms = u64::try_from(self.pause.as_millis()).unwrap_or(u64::MAX), "ended by itself; starting it again");
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.start()
+    }
+
+    async fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw) else { return };
+        if kill(pid, Signal::SIGTERM).is_ok() && timeout(Duration::from_secs(10), child.wait()).await.is_err() {
+            warn!(service = self.name, "did not stop within 10 s; killed");
+            let _ = child.kill().await;
+        }
+    }
+}
+
+async fn supervise(places: &Places, args: &UpArgs, identity: (Uid, Gid)) -> Result<(), SuperviseError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(io_at("listen for signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io_at("listen for signals"))?;
+    fs::write(places.pid_file(), format!("{}\n", std::process::id())).map_err(io_at("write the pid file"))?;
+    let own = std::env::current_exe().map_err(io_at("find our own program"))?;
+    let service = |name, program, arguments, identity: Option<(Uid, Gid)>| -> Result<Service, SuperviseError> {
+        let ready = Ready::listen(&places.run_dir.join(format!("notify-{name}.sock")), identity)?;
+        Ok(Service { name, program, arguments, identity, ready, child: None, pause: FIRST_PAUSE, started: Instant::now() })
+    };
+    let controller =
+        vec!["controller".into(), "--state-dir".into(), places.state_dir.clone().into(), "--run-dir".into(), places.run_dir.clone().into()];
+    let mut controller = service("controller", own, controller, Some(identity))?;
+    let mut agent = service("agent", agent_program()?, args.agent.arguments(places), None)?;
+    let outcome = async {
+        controller.start()?;
+        wait_ready(&mut controller).await?;
+        agent.start()?;
+        wait_ready(&mut agent).await?;
+        info!("up: agent and controller are ready");
+        // Nobody listens when it was started by hand.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        loop {
+            tokio::select! {
+                status = controller.ended() => controller.again(status).await?,
+                status = agent.ended() => agent.again(status).await?,
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            }
+        }
+    }
+    .await;
+    info!("stopping; what is enforced stays in the kernel (`bulkhead down` takes it away)");
+    agent.stop().await;
+    controller.stop().await;
+    let _ = fs::remove_file(places.pid_file());
+    outcome
+}
+
+async fn wait_ready(service: &mut Service) -> Result<(), SuperviseError> {
+    let not_ready = SuperviseError::NotReady { name: service.name, seconds: READY_WITHIN.as_secs(), log: "its messages above".to_owned() };
+    let Some(child) = &mut service.child else { return Err(not_ready) };
+    tokio::select! {
+        heard = timeout(READY_WITHIN, service.ready.heard()) => heard.map_err(|_| not_ready),
+        status = child.wait() => {
+            if let Ok(status) = status {
+                error!(service = service.name, %status, "ended before it was ready");
+            }
+            service.child = None;
+            Err(not_ready)
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! `bulkhead install`: systemd units, and the system user the controller runs as. The agent's unit is ordered before the engine's,
+//! so that the last plan is in the kernel before the first `restart: always` container.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+use nix::unistd::{Uid, User};
+
+use super::{AgentFlags, Places, SuperviseError, agent_program, io_at};
+
+/// `bulkhead install`
+#[derive(Clone, Debug, Args)]
+pub struct InstallArgs {
+    /// Write below this directory instead of /, and neither make the user nor talk to systemd (for packages).
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// Do not enable and start the units.
+    #[arg(long)]
+    pub no_start: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub agent: AgentFlags,
+}
+
+const AGENT_UNIT: &str = "bulkhead-agent.service";
+const CONTROLLER_UNIT: &str = "bulkhead-controller.service";
+const UNIT_DIR: &str = "etc/systemd/system";
+
+/// A word of an ExecStart line: quoted, with systemd's own specifiers escaped (systemd.service(5), "Command lines").
+fn quoted(word: &std::ffi::OsStr) -> String {
+    let text = word.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+    if text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./:=@%$".contains(c)) { text } else { format!("\"{text}\"") }
+}
+
+fn agent_unit(program: &Path, places: &Places, flags: &AgentFlags) -> String {
+    let words: Vec<String> = std::iter::once(program.as_os_str().to_owned()).chain(flags.arguments(places)).map(|w| quoted(&w)).collect();
+    format!(
+        "[Unit]\n\
+         Description=Bulkhead node agent\n\
+         # The last plan is in the kernel before the engine starts its containers.\n\
+         Before=docker.service\n\
+         After=local-fs.target systemd-modules-load.service\n\
+         \n\
+         [Service]\n\
+         Type=notify\n\
+         ExecStart={}\n\
+         Restart=always\n\
+         RestartSec=200ms\n\
+         RuntimeDirectory=bulkhead\n\
+         RuntimeDirectoryPreserve=yes\n\
+         LimitMEMLOCK=infinity\n\
+         \n\
+         [Install]\n\
+         WantedBy=multi-user.target\n",
+        words.join(" ")
+    )
+}
+
+fn controller_unit(program: &Path, places: &Places) -> String {
+    let word = |path: &Path| quoted(path.as_os_str());
+    format!(
+        "[Unit]\n\
+         Description=Bulkhead controller\n\
+         After={AGENT_UNIT}\n\
+         \n\
+         [Service]\n\
+         Type=notify\n\
+         User=bulkhead\n\
+         Group=bulkhead\n\
+         ExecStartPre=+/bin/mkdir -p {controller}\n\
+         ExecStartPre=+/bin/chown bulkhead:bulkhead {run} {controller}\n\
+         ExecStart={program} controller --state-dir {state} --run-dir {run}\n\
+         Restart=always\n\
+         RestartSec=200ms\n\
+         NoNewPrivileges=yes\n\
+         CapabilityBoundingSet=\n\
+         PrivateDevices=yes\n\
+         PrivateTmp=yes\n\
+         ProtectHome=yes\n\
+         ProtectSystem=strict\n\
+         ReadWritePaths={controller} {run}\n\
+         RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\n\
+         \n\
+         [Install]\n\
+         WantedBy=multi-user.target\n",
+        program = word(program),
+        state = word(&places.state_dir),
+        run = word(&places.run_dir),
+        controller = word(&places.controller()),
+    )
+}
+
+/// Writes the units, makes the user, starts both.
+///
+/// # Errors
+/// Each [`SuperviseError`].
+pub fn install(places: &Places, args: &InstallArgs) -> Result<(), SuperviseError> {
+    let packaging = args.root.is_some();
+    if !packaging && !Uid::effective().is_root() {
+        return Err(SuperviseError::NotRoot);
+    }
+    let own = std::env::current_exe().map_err(io_at("find our own program"))?;
+    let dir = args.root.as_deref().unwrap_or(Path::new("/")).join(UNIT_DIR);
+    fs::create_dir_all(&dir).map_err(io_at(format!("make {}", dir.display())))?;
+    for (name, text) in [(AGENT_UNIT, agent_unit(&agent_program()?, places, &args.agent)), (CONTROLLER_UNIT, controller_unit(&own, places))]
+    {
+        let path = dir.join(name);
+        fs::write(&path, text).map_err(io_at(format!("write {}", path.display())))?;
+        println!("wrote {}", path.display());
+    }
+    if packaging {
+        return Ok(());
+    }
+    if User::from_name("bulkhead").ok().flatten().is_none() {
+        tell("useradd", &["--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", "bulkhead"])?;
+        println!("made the system user bulkhead");
+    }
+    if !systemd_runs() {
+        println!("systemd does not run here: the units are written and not started");
+        return Ok(());
+    }
+    tell("systemctl", &["daemon-reload"])?;
+    if !args.no_start {
+        tell("systemctl", &["enable", "--now", AGENT_UNIT, CONTROLLER_UNIT])?;
+        println!("started {AGENT_UNIT} and {CONTROLLER_UNIT}");
+    }
+    Ok(())
+}
+
+/// sd_booted(3): this directory exists exactly when systemd is the init.
+fn systemd_runs() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
+fn tell(program: &str, arguments: &[&str]) -> Result<(), SuperviseError> {
+    let what = format!("run {program} {}", arguments.join(" "));
+    let status = Command::new(program).args(arguments).status().map_err(io_at(what.clone()))?;
+    if status.success() { Ok(()) } else { Err(io_at(what)(std::io::Error::other(status.to_string()))) }
+}
+
+/// Stops the units if they are there; `down` calls it before it takes the tables away, or systemd would start the agent again.
+pub(super) fn stop() -> Result<bool, SuperviseError> {
+    let there = Path::new("/").join(UNIT_DIR).join(AGENT_UNIT).exists() && systemd_runs();
+    if there {
+        tell("systemctl", &["stop", AGENT_UNIT, CONTROLLER_UNIT])?;
+    }
+    Ok(there)
+}
+
+/// Takes units and user away.
+pub(super) fn uninstall() -> Result<(), SuperviseError> {
+    let dir = Path::new("/").join(UNIT_DIR);
+    let ours: Vec<_> = [AGENT_UNIT, CONTROLLER_UNIT].into_iter().filter(|name| dir.join(name).exists()).collect();
+    if !ours.is_empty() {
+        if systemd_runs() {
+            tell("systemctl", &[&["disable"], &ours[..]].concat())?;
+        }
+        for name in ours {
+            let path = dir.join(name);
+            fs::remove_file(&path).map_err(io_at(format!("remove {}", path.display())))?;
+        }
+        if systemd_runs() {
+            tell("systemctl", &["daemon-reload"])?;
+        }
+    }
+    if User::from_name("bulkhead").ok().flatten().is_some() {
+        tell("userdel", &["bulkhead"])?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places() -> Places {
+        Places { state_dir: "/var/lib/bulk head".into(), run_dir: "/run/bulkhead".into() }
+    }
+
+    #[test]
+    fn the_agents_unit_comes_before_the_engine_and_quotes_what_systemd_would_split() {
+        let flags = AgentFlags { node: Some("100%".to_owned()), ..AgentFlags::default() };
+        let unit = agent_unit(Path::new("/usr/local/bin/bulkhead-agent"), &places(), &flags);
+        assert!(unit.contains("\nBefore=docker.service\n"), "{unit}");
+        assert!(unit.contains("--state-dir \"/var/lib/bulk head/agent\""), "{unit}");
+        assert!(unit.contains("--node 100%%"), "{unit}");
+    }
+
+    #[test]
+    fn the_controllers_unit_has_no_capability() {
+        let unit = controller_unit(Path::new("/usr/local/bin/bulkhead"), &places());
+        assert!(
+            unit.contains("\nUser=bulkhead\n") && unit.contains("\nCapabilityBoundingSet=\n") && unit.contains("\nNoNewPrivileges=yes\n"),
+            "{unit}"
+        );
+    }
+}

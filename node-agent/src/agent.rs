@@ -1,0 +1,192 @@
+//! The running agent: observe -> attribute -> graph -> uplink, and plan -> bind -> enforce -> verify. One task owns the state;
+//! everything else is spoken to by channel.
+
+pub mod account;
+pub mod keep;
+mod living;
+mod process;
+mod work;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tracing::info;
+
+use crate::chain::chain;
+use crate::enforce::{EnforceError, Enforcer, Nftables};
+use crate::inventory::InventoryError;
+use crate::inventory::endpoint::AddressError;
+use crate::netns::{self, NetnsError};
+use crate::observe::{self, ObserveError};
+use crate::preflight;
+use crate::proxy::ProxyError;
+use crate::uplink::SpoolError;
+
+pub use process::{die_with_the_supervisor, host_name};
+pub use work::run;
+
+use keep::{Keep, KeepError};
+
+/// How the agent is to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The agent's own state.
+    pub state_dir: PathBuf,
+    /// Where its sockets are made.
+    pub run_dir: PathBuf,
+    /// The controller's socket.
+    pub controller: PathBuf,
+    /// The engine, as given on the command line.
+    pub docker_host: Option<String>,
+    /// The engine's network namespace; entered already.
+    pub netns: Option<PathBuf>,
+    /// The node's name.
+    pub node: String,
+    /// Where to serve metrics.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Why the agent, or one of its commands, could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Its files.
+    #[error(transparent)]
+    Keep(#[from] KeepError),
+    /// The namespace.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// Which engine.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The kernel's links.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// Observing.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// Enforcing.
+    #[error(transparent)]
+    Enforce(#[from] EnforceError),
+    /// The spool.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The filter before the engine's socket.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
+    /// Something of the operating system.
+    #[error("cannot {what}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no plan on this node.
+    #[error("no plan is stored in {dir}: nothing was ever enforced here")]
+    NoPlan {
+        /// The agent's state.
+        dir: PathBuf,
+    },
+}
+
+impl AgentError {
+    /// The exit code of the program, as documented in its help.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoPlan { .. } => 4,
+            Self::Address(_) => 2,
+            Self::Keep(KeepError::Taken { .. }) | Self::Enforce(EnforceError::OwnedByAnother { .. }) => 3,
+            Self::Keep(_)
+            | Self::Netns(_)
+            | Self::Inventory(_)
+            | Self::Observe(_)
+            | Self::Enforce(_)
+            | Self::Spool(_)
+            | Self::Proxy(_)
+            | Self::Io { .. } => 1,
+        }
+    }
+}
+
+fn io_at(what: impl Into<String>) -> impl FnOnce(io::Error) -> AgentError {
+    let what = what.into();
+    move |source| AgentError::Io { what, source }
+}
+
+/// Runs to the end on two threads: one for the kernel's events, one for everything else.
+///
+/// # Errors
+/// The runtime can't be started.
+pub fn block_on<F: Future>(future: F) -> Result<F::Output, AgentError> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().map_err(io_at("start the runtime"))?;
+    Ok(runtime.block_on(future))
+}
+
+/// How the host was before, for `down`. Written before the first change is made, completed as more is changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Before {
+    /// The namespace that was worked in; `None`: the machine's.
+    netns: Option<PathBuf>,
+    /// The switches of observation.
+    originals: observe::Originals,
+}
+
+/// Takes everything out of the kernel and puts the switches back.
+///
+/// # Errors
+/// Another agent lives and doesn't end; the kernel refuses.
+pub fn down(state_dir: &Path, given: Option<&Path>) -> Result<(), AgentError> {
+    Keep::end_holder(state_dir)?;
+    let keep = Keep::open(state_dir)?;
+    let before: Before = keep.load(keep::BEFORE)?.unwrap_or_default();
+    if let Some(path) = given.map(Path::to_owned).or(before.netns) {
+        match netns::enter(&path) {
+            // The namespace went, and everything in it.
+            Err(NetnsError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound && given.is_none() => {
+                info!(netns = %path.display(), "the namespace is gone: nothing to take down");
+                return Ok(keep.forget()?);
+            }
+            other => other?,
+        }
+    }
+    for table in Nftables::open()?.remove()? {
+        println!("removed table {table}");
+    }
+    observe::table::remove_left_over().map_err(io_at("remove the observation table"))?;
+    before.originals.restore().map_err(ObserveError::from)?;
+    println!("switches are as they were");
+    Ok(keep.forget()?)
+}
+
+/// Prints what this host lacks; the exit code: 0 all well or only warnings, 1 something fails.
+///
+/// # Errors
+/// The engine's address is not understood.
+pub fn check(docker_host: Option<String>, state_dir: &Path, json: bool) -> Result<u8, AgentError> {
+    let checks = block_on(preflight::check(preflight::Options { docker_host, state_dir: state_dir.to_owned() }))?;
+    if json {
+        let text = serde_json::to_string_pretty(&checks).map_err(|e| io_at("print the checks")(e.into()))?;
+        println!("{text}");
+    } else {
+        for check in &checks {
+            println!("{check}");
+        }
+    }
+    Ok(u8::from(checks.iter().any(preflight::Check::fails)))
+}
+
+/// Prints the plan that is stored here.
+///
+/// # Errors
+/// `NoPlan`, or the copies are damaged.
+pub fn print_plan(state_dir: &Path) -> Result<(), AgentError> {
+    let plan: policy::NodePlan = keep::load(state_dir, keep::PLAN)?.ok_or_else(|| AgentError::NoPlan { dir: state_dir.to_owned() })?;
+    let text = serde_json::to_string_pretty(&plan).map_err(|e| io_at("print the plan")(e.into()))?;
+    println!("{text}");
+    Ok(())
+}

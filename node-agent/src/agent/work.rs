@@ -1,0 +1,511 @@
+//! The task that owns the agent's state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use policy::attribute::Fact;
+use policy::evaluate::{Connection, Scene};
+use policy::graph::{EdgeDelta, FlowGraph};
+use policy::plan::NodePlan;
+use policy::ruleset::Ruleset;
+use policy::status::{NodeStatus, Preview};
+use policy::{Flow, FlowOutcome, Health, PolicySet, Rule, Workload, bind, evaluate};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::{error, info, warn};
+
+use super::account::{self, Alarms};
+use super::keep::{self, Keep};
+use super::process::EngineFilter;
+use super::{AgentError, Before, Options, chain, io_at, living};
+use crate::enforce::watch::Watcher;
+use crate::enforce::{self, Enforcer, Nftables};
+use crate::inventory::endpoint::{self, Environment};
+use crate::inventory::{self, Snapshot};
+use crate::observe::{self, Observer, Originals};
+use crate::uplink::{self, Order, Uplink, UplinkHandle};
+
+/// How often the kernel is compared whole with what was written, without a reason. With a reason it is compared at once.
+const FULL_COMPARE_EVERY: Duration = Duration::from_secs(300);
+/// How often the agent looks at itself.
+const PULSE: Duration = Duration::from_secs(1);
+/// Seconds between two accounts of health while nothing changes: each is a write to disk here and a commit at the controller.
+const HEALTH_EVERY: i64 = 10;
+/// Seconds after the start during which health is told with every pulse, for whoever is watching.
+const EAGER_FOR: i64 = 60;
+/// A report is sent when something changed, and after this time for the counters' sake.
+const REPORT_ANYWAY_AFTER: Duration = Duration::from_secs(10);
+/// The agent's unit is ordered before the engine's: it must be ready without an engine too, with what it has on disk.
+const READY_WITHOUT_ENGINE_AFTER: Duration = Duration::from_secs(2);
+/// After a refusal of the kernel, how long until it is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Runs the agent until a signal. What is enforced stays in the kernel.
+///
+/// # Errors
+/// What keeps it from starting. Later troubles are logged, reported as alarms, and tried again.
+pub async fn run(options: Options) -> Result<(), AgentError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(io_at("listen for signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io_at("listen for signals"))?;
+    std::fs::create_dir_all(&options.run_dir).map_err(io_at(format!("make {}", options.run_dir.display())))?;
+    let keep = Keep::open(&options.state_dir)?;
+    if let Some(address) = options.metrics {
+        let builder = metrics_exporter_prometheus::PrometheusBuilder::new().with_http_listener(address);
+        builder.install().map_err(|e| io_at(format!("serve metrics at {address}"))(std::io::Error::other(e)))?;
+    }
+    let before: Before = keep.load(keep::BEFORE)?.unwrap_or_default();
+    // What `down` needs to find the place, before anything is changed there.
+    keep.save(keep::BEFORE, &Before { netns: options.netns.clone(), originals: before.originals.clone() })?;
+    let keep = Arc::new(keep);
+
+    let engine = endpoint::locate(options.docker_host.as_deref(), &Environment::of_process())?;
+    info!(engine = %engine, node = %options.node, "starting");
+    let filter =
+        EngineFilter::start(&engine.socket, &options.run_dir.join("engine.sock")).await.map_err(io_at("start the engine filter"))?;
+    let sources = inventory::Options { socket: filter.socket.clone(), engine_sockets: vec![engine.socket.clone()] };
+    let (mut snapshots, _inventory) = inventory::start(sources).await?;
+
+    let mut work = Work::start(&options, keep, snapshots.clone())?;
+    // Before the engine answers: after a reboot its containers must not be faster than we are.
+    work.load_ruleset();
+    let kept = work.keep.clone();
+    let netns = options.netns.clone();
+    let keep_originals = move |originals: &Originals| {
+        let before = Before { netns: netns.clone(), originals: originals.clone() };
+        kept.save(keep::BEFORE, &before).map_err(std::io::Error::other)
+    };
+    let watching = observe::Options { originals: before.originals, keep: Box::new(keep_originals), ..observe::Options::default() };
+    let (mut facts, observer) = Observer::start(watching, snapshots.clone())?;
+
+    let mut orders = work.orders.take().expect("taken once, here");
+    let mut foreign = Watcher::open().map_err(io_at("watch the packet filter"))?;
+    let mut pulse = interval(PULSE);
+    pulse.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let latest = Instant::now() + READY_WITHOUT_ENGINE_AFTER;
+    let mut ready = false;
+    loop {
+        if !ready && (work.inventory_known() || Instant::now() >= latest) {
+            ready = true;
+            work.beat(&observer);
+            // Nobody listens when it was started by hand.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        }
+        let wake = sleep_until(work.wake);
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Ok(()) = snapshots.changed() => {
+                let snapshot = snapshots.borrow_and_update().clone();
+                work.moved(snapshot);
+                work.beat(&observer);
+            }
+            Some(order) = orders.recv() => work.order(order),
+            change = foreign.changed() => work.touched(change),
+            () = wake => work.bind_again(),
+            Some(fact) = facts.recv() => work.saw(&fact),
+            _ = pulse.tick() => work.beat(&observer),
+        }
+    }
+    info!("stopping; what is enforced stays in the kernel");
+    // The switches stay with what they serve; `down` puts them back.
+    let ended = tokio::task::spawn_blocking(move || observer.leave());
+    while let Some(fact) = facts.recv().await {
+        work.saw(&fact);
+    }
+    ended.await.map_err(|e| io_at("stop observing")(e.into()))?;
+    work.uplink.stop().await;
+    Ok(())
+}
+
+/// What the controller was told last.
+struct Reported {
+    snapshot: Arc<Snapshot>,
+    news: NodeStatus,
+    at: Instant,
+}
+
+struct Work {
+    keep: Arc<Keep>,
+    snapshot: Arc<Snapshot>,
+    /// Names of the networks of each workload of `snapshot`.
+    networks: BTreeMap<Workload, BTreeSet<String>>,
+    plan: Option<NodePlan>,
+    enforcer: Nftables,
+    /// What the plan asks for here, now.
+    wanted: Ruleset,
+    /// Whether tables of ours were written, by this process or found.
+    written: bool,
+    /// Why the kernel does not hold what is wanted.
+    failing: Option<String>,
+    graph: FlowGraph,
+    alarms: Alarms,
+    uplink: UplinkHandle,
+    orders: Option<tokio::sync::mpsc::Receiver<Order>>,
+    /// When to bind again without a reason from outside: a rule ends, or the kernel refused.
+    wake: Instant,
+    compare_at: Instant,
+    /// When the plan was last bound.
+    bound: Timestamp,
+    since: Timestamp,
+    beat: Timestamp,
+    counted: (u64, u64, u64),
+    reported: Option<Reported>,
+    blind: Vec<String>,
+    /// What the observer had to switch on again, how often.
+    repaired: BTreeMap<String, u64>,
+}
+
+impl Work {
+    fn start(options: &Options, keep: Arc<Keep>, snapshots: watch::Receiver<Arc<Snapshot>>) -> Result<Self, AgentError> {
+        let mut alarms = Alarms::default();
+        let now = Timestamp::now();
+        let plan: Option<NodePlan> = keep.load(keep::PLAN).unwrap_or_else(|error| {
+            error!(%error, "the stored plan cannot be read");
+            alarms.raise(now, error.to_string());
+            None
+        });
+        let mut up = uplink::Options::new(options.controller.clone(), keep.dir().to_owned(), options.node.clone());
+        up.applied = plan.as_ref().map(|plan| (plan.store.clone(), plan.generation));
+        let Uplink { handle, orders, recovery } = Uplink::start(up)?;
+        info!(?recovery, "spool opened");
+        let snapshot = snapshots.borrow().clone();
+        Ok(Self {
+            keep,
+            networks: policy::bind::networks(&snapshot.inventory),
+            snapshot,
+            plan,
+            enforcer: Nftables::open()?,
+            wanted: Ruleset::default(),
+            written: false,
+            failing: None,
+            graph: FlowGraph::new(),
+            alarms,
+            uplink: handle,
+            orders: Some(orders),
+            wake: Instant::now() + FULL_COMPARE_EVERY,
+            compare_at: Instant::now() + FULL_COMPARE_EVERY,
+            bound: now,
+            since: now,
+            beat: now,
+            counted: (0, 0, 0),
+            reported: None,
+            blind: Vec::new(),
+            repaired: BTreeMap::new(),
+        })
+    }
+
+    fn alarm(&mut self, text: String) {
+        if self.alarms.raise(Timestamp::now(), text.clone()) {
+            error!(alarm = %text, "alarm");
+        }
+    }
+
+    /// The last ruleset, as it was bound: its bridges are closed by name before the engine has made them.
+    fn load_ruleset(&mut self) {
+        if self.plan.is_none() {
+            return;
+        }
+        match self.keep.load::<Ruleset>(keep::RULESET) {
+            Ok(Some(ruleset)) => {
+                info!(bridges = ruleset.watched.len(), "the last ruleset is put back until the engine answers");
+                self.enforce(ruleset);
+            }
+            Ok(None) => {}
+            Err(error) => self.alarm(error.to_string()),
+        }
+    }
+
+    /// The engine was asked at least once: until then an empty inventory means nothing.
+    fn inventory_known(&self) -> bool {
+        !self.snapshot.engine.is_empty()
+    }
+
+    fn moved(&mut self, snapshot: Arc<Snapshot>) {
+        self.networks = policy::bind::networks(&snapshot.inventory);
+        let old = std::mem::replace(&mut self.snapshot, snapshot);
+        if !self.inventory_known() {
+            return;
+        }
+        self.bind_again();
+        let left = living::given_back(&old.inventory, &self.snapshot.inventory);
+        if !left.is_empty() && !self.wanted.watched.is_empty() {
+            // Whoever gets the address next inherits no connection of it.
+            match living::forget(&left) {
+                Ok(0) => {}
+                Ok(ended) => info!(ended, "connections of addresses that were given back are ended"),
+                Err(error) => self.alarm(format!("connections of addresses that were given back cannot be ended: {error}")),
+            }
+        }
+    }
+
+    fn bind_again(&mut self) {
+        let now = Instant::now();
+        self.wake = now + FULL_COMPARE_EVERY;
+        if let Some(plan) = &self.plan
+            && self.inventory_known()
+        {
+            let time = Timestamp::now();
+            let wanted = bind(&plan.set, &self.snapshot.inventory, time);
+            if let Some(until) = next_end(&plan.set, time) {
+                self.wake = self.wake.min(now + until);
+            }
+            let ended = rule_ended(&plan.set, self.bound, time);
+            self.bound = time;
+            if wanted != self.wanted || self.failing.is_some() {
+                self.enforce(wanted);
+                if ended {
+                    self.revoke();
+                }
+            }
+        }
+        if now >= self.compare_at {
+            self.compare("the regular compare");
+        }
+    }
+
+    fn enforce(&mut self, wanted: Ruleset) {
+        if wanted.watched.is_empty() && !self.written {
+            self.wanted = wanted;
+            return;
+        }
+        match self.enforcer.apply(&wanted) {
+            Ok(applied) => {
+                if applied.changed > 0 || applied.rules_written {
+                    info!(changed = applied.changed, rules_written = applied.rules_written, kernel_generation = applied.generation_id, ownership = %applied.ownership, absent = ?applied.absent, "enforced");
+                }
+                self.written = true;
+                self.failing = None;
+                if let Err(error) = self.keep.save(keep::RULESET, &wanted) {
+                    self.alarm(error.to_string());
+                }
+            }
+            Err(error) => {
+                let text = chain(&error);
+                self.failing = Some(text.clone());
+                self.wake = Instant::now() + RETRY_AFTER;
+                self.alarm(format!("what is enforced could not be changed, what was there stays: {text}"));
+            }
+        }
+        self.wanted = wanted;
+    }
+
+    fn compare(&mut self, why: &str) {
+        self.compare_at = Instant::now() + FULL_COMPARE_EVERY;
+        if !self.written {
+            return;
+        }
+        let drift = match self.enforcer.verify() {
+            Ok(drift) => drift,
+            Err(error) => return self.alarm(format!("the kernel cannot be compared with the plan: {}", chain(&error))),
+        };
+        if drift.is_empty() {
+            return;
+        }
+        let found: Vec<_> = drift.iter().take(5).map(ToString::to_string).collect();
+        let wanted = self.wanted.clone();
+        match self.enforcer.repair(&wanted) {
+            Ok(_) => {
+                self.failing = None;
+                self.alarm(format!("drift found by {why} and repaired: {}", found.join("; ")));
+            }
+            Err(error) => {
+                let text = chain(&error);
+                self.failing = Some(text.clone());
+                self.wake = Instant::now() + RETRY_AFTER;
+                self.alarm(format!("drift found by {why} and not repaired ({text}): {}", found.join("; ")));
+            }
+        }
+    }
+
+    fn touched(&mut self, change: std::io::Result<crate::enforce::watch::Change>) {
+        match change {
+            Ok(change) if change.by == Some(self.enforcer.owner()) => {}
+            Ok(_) => self.compare("a change of somebody else's"),
+            Err(error) => {
+                warn!(%error, "a notice of the packet filter was lost");
+                self.compare("a lost notice");
+            }
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        match order {
+            Order::Plan { plan, adopt } => {
+                let (store, generation) = (plan.store.clone(), plan.generation);
+                let outcome = self.take_plan(*plan, adopt);
+                if let Err(why) = &outcome {
+                    warn!(store, generation, why, "plan refused");
+                }
+                self.uplink.applied(&store, generation, outcome);
+            }
+            Order::Preview { id, plan } => {
+                let answer = self.preview(&plan.set).map_err(|e| e.to_string());
+                self.uplink.answer(id, answer);
+            }
+        }
+    }
+
+    fn take_plan(&mut self, plan: NodePlan, adopt: bool) -> Result<u64, String> {
+        let current = self.plan.as_ref().filter(|current| !(adopt && current.store != plan.store));
+        plan.may_follow(current).map_err(|refused| refused.to_string())?;
+        if self.plan.as_ref() == Some(&plan) && self.failing.is_none() {
+            return Ok(0);
+        }
+        // On disk first: an agent that is killed right after the kernel has it must not come back with the older one.
+        self.keep.save(keep::PLAN, &plan).map_err(|e| chain(&e))?;
+        info!(store = %plan.store, generation = plan.generation, segments = plan.set.segments.len(), policies = plan.set.policies.len(), "plan taken");
+        self.plan = Some(plan);
+        self.bind_again();
+        match &self.failing {
+            Some(why) => Err(why.clone()),
+            None => Ok(self.revoke()),
+        }
+    }
+
+    /// Ends the living connections that the plan doesn't allow.
+    fn revoke(&mut self) -> u64 {
+        let Some(plan) = &self.plan else { return 0 };
+        if !self.wanted.watched.values().any(|watch| watch.guarded) {
+            return 0;
+        }
+        let scene = Scene { set: &plan.set, networks: &self.networks, now: Timestamp::now() };
+        match enforce::living::revoke(&scene, &self.wanted, &self.snapshot.inventory) {
+            Ok(0) => 0,
+            Ok(ended) => {
+                info!(ended, generation = plan.generation, "connections that are no longer allowed are ended");
+                ended
+            }
+            Err(error) => {
+                self.alarm(format!("connections that are no longer allowed may live on: the connection table cannot be read: {error}"));
+                0
+            }
+        }
+    }
+
+    fn preview(&self, set: &PolicySet) -> std::io::Result<Preview> {
+        let now = Timestamp::now();
+        let inventory = &self.snapshot.inventory;
+        let scene = Scene { set, networks: &self.networks, now };
+        let living = enforce::living::read(&bind(set, inventory, now), inventory)?;
+        let ended = policy::revoke::preview(&scene, living.iter().map(|(_, one)| one));
+        let unapproved =
+            |w: &&policy::Workload| matches!(scene.standing(w), policy::Standing::Enforce(_)) && !set.policies.contains_key(*w);
+        let unlearned: BTreeSet<_> = self.networks.keys().filter(unapproved).cloned().collect();
+        Ok(Preview { ended, unlearned: unlearned.into_iter().collect() })
+    }
+
+    fn saw(&mut self, fact: &Fact) {
+        let delta = EdgeDelta::from(fact);
+        self.graph.add(&delta);
+        self.uplink.record(delta);
+        if let Fact::Began(flow) = fact {
+            let mut flow = flow.clone();
+            self.give_reason(&mut flow);
+            self.uplink.flow(flow);
+        }
+    }
+
+    /// The kernel says which side denied; the policy says why.
+    fn give_reason(&self, flow: &mut Flow) {
+        if !matches!(flow.outcome, FlowOutcome::Denied | FlowOutcome::WouldDeny) {
+            return;
+        }
+        let Some(plan) = &self.plan else { return };
+        let scene = Scene { set: &plan.set, networks: &self.networks, now: Timestamp::now() };
+        let connection = Connection { from: flow.from.clone(), to: flow.to.clone(), service: flow.service, guarded: true };
+        let decision = evaluate(&scene, &connection);
+        if decision.verdict != policy::Verdict::Allow {
+            flow.reason = decision.reason();
+        }
+    }
+
+    fn beat(&mut self, observer: &Observer) {
+        let now = Timestamp::now();
+        let account = observer.account();
+        let (events, lost, unattributed) = (account.events, account.lost, account.unattributed);
+        let mut blind = self.snapshot.blind.clone();
+        blind.extend(account.blind.iter().cloned());
+        blind.extend(self.uplink.trouble());
+        let grown = (events - self.counted.0, lost - self.counted.1, unattributed - self.counted.2);
+        let news = blind != self.blind || grown.1 > 0;
+        let seconds = |since: Timestamp| now.duration_since(since).as_secs();
+        if news || seconds(self.since) < EAGER_FOR || seconds(self.beat) >= HEALTH_EVERY {
+            // The whole stretch counts as what was worst in it.
+            let healthy = blind.is_empty() && self.blind.is_empty() && grown.1 == 0;
+            self.uplink.health(Health { from: self.beat, to: now, events: grown.0, lost: grown.1, unattributed: grown.2, healthy });
+            (self.counted, self.beat) = ((events, lost, unattributed), now);
+        }
+        if blind != self.blind {
+            if blind.is_empty() {
+                info!("sees all it should");
+            } else {
+                warn!(?blind, "does not see all it should");
+            }
+            self.blind.clone_from(&blind);
+        }
+        if Instant::now() >= self.compare_at {
+            self.compare("the regular compare");
+        }
+        for (what, &times) in &account.repaired {
+            if self.repaired.insert(what.clone(), times) != Some(times) {
+                self.alarm(format!("somebody switched off {what}; it is on again"));
+            }
+        }
+        let conntrack = account.room;
+        if conntrack.1 > 0 && conntrack.0 * 100 / conntrack.1 >= 80 {
+            self.alarm(format!("the connection table holds more than 80 % of its {} entries: when it is full, every new connection of this host fails. Raise net.netfilter.nf_conntrack_max", conntrack.1));
+        }
+        let status = NodeStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: Some(self.since),
+            networks: account::networks(&self.snapshot.inventory, &self.wanted, self.failing.as_deref()),
+            store: self.plan.as_ref().map(|p| p.store.clone()).unwrap_or_default(),
+            generation: self.plan.as_ref().map_or(0, |p| p.generation),
+            events,
+            lost,
+            blind,
+            skipped: account.skipped,
+            conntrack,
+            alarms: self.alarms.list(),
+            riders: account::riders(&self.graph, &self.snapshot.inventory, &self.wanted),
+        };
+        metrics::gauge!("bulkhead_agent_events_total").set(events as f64);
+        metrics::gauge!("bulkhead_agent_events_lost_total").set(lost as f64);
+        metrics::gauge!("bulkhead_agent_edges").set(self.graph.len() as f64);
+        metrics::gauge!("bulkhead_agent_plan_generation").set(status.generation as f64);
+        metrics::gauge!("bulkhead_agent_failing").set(f64::from(u8::from(self.failing.is_some())));
+        if !self.inventory_known() {
+            // Who asks for Enforce must not take an empty list for an empty host.
+            return;
+        }
+        // Counters alone are no news; they go along now and then.
+        let news = NodeStatus { events: 0, conntrack: (0, 0), ..status.clone() };
+        let same = self.reported.as_ref().is_some_and(|reported| {
+            Arc::ptr_eq(&reported.snapshot, &self.snapshot) && reported.news == news && reported.at.elapsed() < REPORT_ANYWAY_AFTER
+        });
+        if !same {
+            self.uplink.report(self.snapshot.inventory.clone(), status);
+            self.reported = Some(Reported { snapshot: self.snapshot.clone(), news, at: Instant::now() });
+        }
+    }
+}
+
+fn rules(set: &PolicySet) -> impl Iterator<Item = &Rule> {
+    set.policies.values().flat_map(|policy| policy.ingress.iter().chain(&policy.egress))
+}
+
+/// Whether a rule ended by itself between two moments: then its connections end too.
+fn rule_ended(set: &PolicySet, before: Timestamp, now: Timestamp) -> bool {
+    rules(set).filter_map(|rule| rule.until).any(|until| before < until && until <= now)
+}
+
+/// How long until the first rule ends by itself; `None`: none does.
+fn next_end(set: &PolicySet, now: Timestamp) -> Option<Duration> {
+    let next = rules(set).filter_map(|rule| rule.until).filter(|until| *until > now).min()?;
+    // A little after, so that the rule is over when it is looked at.
+    Duration::try_from(next.duration_since(now)).ok().map(|left| left + Duration::from_millis(5))
+}

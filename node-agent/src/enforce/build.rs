@@ -1,0 +1,173 @@
+//! Rules written in the words of what they do; expressions come out.
+
+use nix::libc;
+
+use super::expression::{Expression, FIRST_REGISTER, Field, Ip, Refuse};
+use super::model::{Rule, Verdict};
+
+/// Packets a second that one log rule reports at most. A flood of denials is counted in full by the counter beside it; the
+/// log is for people and for suggestions, and must not become the attack.
+const LOG_RATE: u64 = 1000;
+/// What may come at once.
+const LOG_BURST: u32 = 2000;
+
+/// A rule in the making.
+pub(super) struct Draft {
+    comment: String,
+    expressions: Vec<Expression>,
+}
+
+/// Starts a rule; the comment is what `nft list` shows beside it.
+pub(super) fn rule(comment: &str) -> Draft {
+    Draft { comment: comment.to_owned(), expressions: Vec::new() }
+}
+
+impl Draft {
+    fn push(mut self, expression: Expression) -> Self {
+        self.expressions.push(expression);
+        self
+    }
+
+    fn load(mut self, fields: &[Field]) -> Self {
+        self.expressions.extend(Field::load_all(fields));
+        self
+    }
+
+    fn compare(self, equal: bool, value: &[u8]) -> Self {
+        self.push(Expression::Compare { equal, register: FIRST_REGISTER, value: value.to_vec() })
+    }
+
+    /// Only this IP version.
+    pub(super) fn ip(self, ip: Ip) -> Self {
+        let number = match ip {
+            Ip::V4 => libc::NFPROTO_IPV4,
+            Ip::V6 => libc::NFPROTO_IPV6,
+        };
+        self.push(Expression::Meta { key: libc::NFT_META_NFPROTO as u32, register: FIRST_REGISTER }).compare(true, &[number as u8])
+    }
+
+    /// Only this transport protocol.
+    pub(super) fn l4(self, protocol: u8) -> Self {
+        self.load(&[Field::L4Protocol]).compare(true, &[protocol])
+    }
+
+    /// Only where a field has this value, as on the wire (interface indices: in the machine's order).
+    pub(super) fn equals(self, field: Field, value: &[u8]) -> Self {
+        self.load(&[field]).compare(true, value)
+    }
+
+    /// Only where a field has another value.
+    pub(super) fn differs(self, field: Field, value: &[u8]) -> Self {
+        self.load(&[field]).compare(false, value)
+    }
+
+    /// Only where the fields are in the set.
+    pub(super) fn within(self, fields: &[Field], set: &str) -> Self {
+        self.load(fields).push(Expression::Lookup { set: set.to_owned(), absent: false })
+    }
+
+    /// Only where the fields are not in the set.
+    pub(super) fn not_within(self, fields: &[Field], set: &str) -> Self {
+        self.load(fields).push(Expression::Lookup { set: set.to_owned(), absent: true })
+    }
+
+    /// Acts as the verdict map says for the fields.
+    pub(super) fn dispatch(self, fields: &[Field], verdicts: &str) -> Rule {
+        self.load(fields).push(Expression::Dispatch { map: verdicts.to_owned() }).done()
+    }
+
+    /// Only in this state of connection tracking (NF_CT_STATE bits).
+    pub(super) fn state(self, bits: u32) -> Self {
+        self.push(Expression::ConntrackState { register: FIRST_REGISTER }).masked(bits.to_ne_bytes().to_vec()).compare(false, &[0; 4])
+    }
+
+    fn masked(self, mask: Vec<u8>) -> Self {
+        let xor = vec![0; mask.len()];
+        self.push(Expression::Bitwise { register: FIRST_REGISTER, mask, xor })
+    }
+
+    /// Only where these bits of the packet's mark are all clear.
+    pub(super) fn mark_lacks(self, bits: u32) -> Self {
+        self.push(Expression::Meta { key: libc::NFT_META_MARK as u32, register: FIRST_REGISTER })
+            .masked(bits.to_ne_bytes().to_vec())
+            .compare(true, &[0; 4])
+    }
+
+    /// Clears some bits of the mark, then sets some; all others survive.
+    pub(super) fn mark(self, clear: u32, set: u32) -> Self {
+        let register = FIRST_REGISTER;
+        self.push(Expression::Meta { key: libc::NFT_META_MARK as u32, register })
+            .push(Expression::Bitwise { register, mask: (!(clear | set)).to_ne_bytes().to_vec(), xor: set.to_ne_bytes().to_vec() })
+            .push(Expression::MetaSet { key: libc::NFT_META_MARK as u32, register })
+    }
+
+    /// TCP, with these flags (of the byte at offset 13) as given.
+    pub(super) fn tcp_flags(self, mask: u8, value: u8) -> Self {
+        self.l4(libc::IPPROTO_TCP as u8)
+            .push(Expression::Payload { base: libc::NFT_PAYLOAD_TRANSPORT_HEADER as u32, offset: 13, length: 1, register: FIRST_REGISTER })
+            .masked(vec![mask])
+            .compare(true, &[value])
+    }
+
+    /// Bytes at an offset of the network header.
+    pub(super) fn network_bytes(self, offset: u32, value: &[u8]) -> Self {
+        let base = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
+        self.push(Expression::Payload { base, offset, length: value.len() as u32, register: FIRST_REGISTER }).compare(true, value)
+    }
+
+    /// The same, where they differ.
+    pub(super) fn network_bytes_not(self, offset: u32, value: &[u8]) -> Self {
+        let base = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
+        self.push(Expression::Payload { base, offset, length: value.len() as u32, register: FIRST_REGISTER }).compare(false, value)
+    }
+
+    /// To one MAC address: the group bit is clear (IEEE 802, 8.2.2).
+    pub(super) fn unicast(self) -> Self {
+        self.push(Expression::Payload { base: libc::NFT_PAYLOAD_LL_HEADER as u32, offset: 0, length: 1, register: FIRST_REGISTER })
+            .masked(vec![1])
+            .compare(true, &[0])
+    }
+
+    /// IPv6 with a fragment header, where the offset is zero (the first fragment) or isn't.
+    pub(super) fn fragment(self, first: bool) -> Self {
+        let number = libc::IPPROTO_FRAGMENT as u8;
+        // Thirteen bits of offset, above two reserved ones and the flag for more (RFC 8200, 4.5).
+        self.push(Expression::ExtensionHeader { number, offset: 2, length: 2, register: FIRST_REGISTER })
+            .masked(0xfff8_u16.to_be_bytes().to_vec())
+            .compare(first, &[0; 2])
+    }
+
+    /// Puts the fields into a set that packets fill.
+    pub(super) fn remember(self, fields: &[Field], set: &str) -> Rule {
+        self.load(fields).push(Expression::Remember { set: set.to_owned() }).done()
+    }
+
+    /// Reports to NFLOG, at a bounded rate, and goes on to the next rule.
+    pub(super) fn log(self, group: u16, prefix: &str) -> Rule {
+        self.push(Expression::Limit { rate: LOG_RATE, burst: LOG_BURST }).push(Expression::Log { prefix: prefix.to_owned(), group }).done()
+    }
+
+    /// Counts.
+    pub(super) fn count(self) -> Self {
+        self.push(Expression::Counter)
+    }
+
+    /// Answers instead of passing.
+    pub(super) fn refuse(self, how: Refuse) -> Rule {
+        self.count().push(Expression::Refuse(how)).done()
+    }
+
+    /// Drops, and counts.
+    pub(super) fn drop(self) -> Rule {
+        self.count().then(Verdict::Drop)
+    }
+
+    /// Ends with a verdict.
+    pub(super) fn then(self, verdict: Verdict) -> Rule {
+        self.push(Expression::Verdict(verdict)).done()
+    }
+
+    fn done(self) -> Rule {
+        Rule { comment: self.comment, expressions: self.expressions }
+    }
+}

@@ -1,0 +1,440 @@
+//! The table `inet bulkhead`: one meaning with `policy::evaluate`, in look-ups. See `policy::ruleset` for the reasons.
+//!
+//! The road of a packet in forward, input and output, in this order:
+//! 1. From a guarded bridge without the mark of the guard (table `bridge bulkhead`): dropped, whatever it says.
+//! 2. Established: passes. Related: ICMP errors from who may talk to the receiver; never redirects; what a helper expects is a
+//!    connection like any other.
+//! 3. The sender's side by (bridge, address): unknown on a guarded bridge is dropped, Open passes, cut is dropped, Audit and
+//!    Enforce look up the pair. Then the receiver's side, likewise.
+//! 4. Not allowed: an answer to what is allowed (TCP mid-flow after the connection table was lost, UDP after its entry
+//!    expired) passes; else logged, and passed, refused or dropped by the side's standing.
+//!
+//! Each standing has a chain a direction, flat and with the same look-ups: the kernel validates chains once for each element of
+//! a map that leads there, and nft 1.0.6 cannot list a map within a map.
+//!
+//! In input `meta oif` is 0 and in output `meta iif` is 0, which is the node's own index: the same keys serve all hooks.
+
+use nix::libc;
+use policy::evaluate::Standing;
+use policy::policy_set::Direction;
+use policy::ruleset::log;
+use policy::segment::Refusal;
+
+use super::build::rule;
+use super::elements::{Group, Kind, Shape};
+use super::expression::{Field, Ip, Refuse};
+use super::model::{Chain, Dynamic, Family, Holds, Hook, Key, KeyType, Rule, Set, Table, Value, Verdict};
+use super::{ACCEPTED, PINNED, UDP_ANSWER_WINDOW};
+
+/// Before every filter of the engine (priority 0) and of iptables-nft: what is dropped here never gets there.
+const PRIORITY: i32 = -10;
+
+/// Bits of `ct state` (NF_CT_STATE_BIT in linux/netfilter/nf_conntrack_common.h).
+const ESTABLISHED: u32 = 1 << 1;
+const RELATED: u32 = 1 << 2;
+
+/// SYN and RST in the TCP flags.
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// What the maps `senders` and `receivers` hold for a spot. What is in no map is unknown.
+pub(super) fn side_verdict(direction: Direction, standing: Standing) -> Verdict {
+    let names = Names::of(direction);
+    match standing {
+        Standing::Open => Verdict::Continue,
+        Standing::Audit => Verdict::Jump(names.audit),
+        Standing::Enforce(Refusal::Reject) => Verdict::Jump(names.refuse),
+        Standing::Enforce(Refusal::Drop) => Verdict::Jump(names.drop),
+        Standing::Quarantined => Verdict::Goto("cut"),
+    }
+}
+
+/// What the map `doors` holds for a published port.
+pub(super) fn door_verdict(standing: Standing) -> Option<Verdict> {
+    Some(match standing {
+        Standing::Open => return None,
+        Standing::Audit => Verdict::Jump("door_audit"),
+        Standing::Enforce(Refusal::Reject) => Verdict::Jump("door_refuse"),
+        Standing::Enforce(Refusal::Drop) => Verdict::Jump("door_drop"),
+        Standing::Quarantined => Verdict::Goto("cut"),
+    })
+}
+
+/// Whether something is denied to a spot, so that it is asked who sends it ICMP errors.
+pub(super) fn is_strict(standing: Standing) -> bool {
+    match standing {
+        Standing::Open | Standing::Audit => false,
+        Standing::Enforce(_) | Standing::Quarantined => true,
+    }
+}
+
+/// The name of a set of one IP version.
+pub(super) fn named(base: &str, ip: Ip) -> String {
+    match ip {
+        Ip::V4 => format!("{base}4"),
+        Ip::V6 => format!("{base}6"),
+    }
+}
+
+fn address(ip: Ip) -> KeyType {
+    match ip {
+        Ip::V4 => KeyType::Ipv4,
+        Ip::V6 => KeyType::Ipv6,
+    }
+}
+
+const IPS: [Ip; 2] = [Ip::V4, Ip::V6];
+
+fn source(ip: Ip) -> [Field; 2] {
+    [Field::Iif, Field::Source(ip)]
+}
+
+fn destination(ip: Ip) -> [Field; 2] {
+    [Field::Oif, Field::Destination(ip)]
+}
+
+fn ends(local: [Field; 2], remote: [Field; 2]) -> Vec<Field> {
+    [local, remote].concat()
+}
+
+/// The table without elements of spots and pairs: these the caller fills in.
+pub(super) fn table(shape: &Shape) -> Table {
+    let mut table = Table { family: Family::Inet, sets: Default::default(), chains: Default::default() };
+    constant_sets(&mut table);
+    for name in shape {
+        table.sets.insert(name.to_string(), name.empty_set());
+    }
+    let mut chain = |name: &str, hook: Option<u32>, rules: Vec<Rule>| {
+        let hook = hook.map(|number| Hook { number, priority: PRIORITY });
+        table.chains.insert(name.to_owned(), Chain { hook, rules });
+    };
+    chain("forward", Some(libc::NF_INET_FORWARD as u32), forward());
+    chain("input", Some(libc::NF_INET_LOCAL_IN as u32), input());
+    chain("output", Some(libc::NF_INET_LOCAL_OUT as u32), output());
+    chain("judge", None, judge());
+    chain("arrival", None, arrival());
+    chain("related", None, related());
+    chain("error", None, error());
+    chain("error_stranger", None, error_stranger());
+    chain("fresh", None, fresh());
+    chain("sides", None, sides());
+    chain("pass", None, vec![rule("passes; the bridge table drops what lacks this mark").mark(0, ACCEPTED).then(Verdict::Accept)]);
+    for direction in [Direction::Egress, Direction::Ingress] {
+        let names = Names::of(direction);
+        let ended = |end: Vec<Rule>| [allowed(shape, direction), end].concat();
+        chain(names.audit, None, ended(vec![rule("would be denied: logged, passes").count().log(log::AUDIT_GROUP, names.audit_prefix)]));
+        chain(names.refuse, None, ended(refusal(names.deny_prefix, Refusal::Reject)));
+        chain(names.drop, None, ended(refusal(names.deny_prefix, Refusal::Drop)));
+    }
+    chain("unknown_sender", None, unknown(Field::Iifname));
+    chain("unknown_receiver", None, unknown(Field::Oifname));
+    chain("cut", None, vec![rule("").log(log::DENY_GROUP, log::DENY_CUT), rule("cut off: a quarantined workload").drop()]);
+    let at_door = |end: Vec<Rule>| [door_allowed(shape), end].concat();
+    chain("door", None, door());
+    chain("door_audit", None, at_door(vec![rule("would be denied: logged, passes").count().log(log::AUDIT_GROUP, log::AUDIT_DOOR)]));
+    chain("door_refuse", None, at_door(refusal(log::DENY_DOOR, Refusal::Reject)));
+    chain("door_drop", None, at_door(refusal(log::DENY_DOOR, Refusal::Drop)));
+    table
+}
+
+struct Names {
+    audit: &'static str,
+    refuse: &'static str,
+    drop: &'static str,
+    deny_prefix: &'static str,
+    audit_prefix: &'static str,
+}
+
+impl Names {
+    const fn of(direction: Direction) -> Self {
+        match direction {
+            Direction::Egress => Self {
+                audit: "egress_audit",
+                refuse: "egress_refuse",
+                drop: "egress_drop",
+                deny_prefix: log::DENY_EGRESS,
+                audit_prefix: log::AUDIT_EGRESS,
+            },
+            Direction::Ingress => Self {
+                audit: "ingress_audit",
+                refuse: "ingress_refuse",
+                drop: "ingress_drop",
+                deny_prefix: log::DENY_INGRESS,
+                audit_prefix: log::AUDIT_INGRESS,
+            },
+        }
+    }
+}
+
+fn constant_sets(table: &mut Table) {
+    let mut add = |name: String, set: Set| table.sets.insert(name, set);
+    let names = [KeyType::InterfaceName];
+    add("bridges".into(), Set::of(&names, "every bridge of the engine; what uses another interface is outside"));
+    add("watched".into(), Set::of(&names, "bridges whose packets are judged"));
+    add("guarded".into(), Set::of(&names, "bridges where an unknown address is dropped"));
+    for ip in IPS {
+        let spot = [KeyType::InterfaceIndex, address(ip)];
+        let verdicts = |key: &[KeyType], comment| Set { holds: Holds::Verdict, ..Set::of(key, comment) };
+        for (name, unknown) in [("senders", "unknown_sender"), ("receivers", "unknown_receiver")] {
+            let mut sides = verdicts(&spot, "how each address of a watched bridge is treated");
+            sides.elements.insert(Key::Otherwise, Value::Verdict(Verdict::Jump(unknown)));
+            add(named(name, ip), sides);
+        }
+        add(named("doors", ip), verdicts(&[address(ip), KeyType::Protocol, KeyType::Port], "published ports"));
+        add(named("strict", ip), Set::of(&spot, "addresses in Enforce or cut off"));
+        add(named("talk", ip), Set::of(&[spot, spot].concat(), "who may send ICMP errors to whom"));
+        add(named("talk_outside", ip), Set::of(&spot, "who may send ICMP errors to the outside"));
+        let seen = Dynamic { timeout: UDP_ANSWER_WINDOW, size: 65536 };
+        let key = [KeyType::InterfaceIndex, address(ip), address(ip), KeyType::Port, KeyType::Port];
+        add(named("udp_seen", ip), Set { dynamic: Some(seen), ..Set::of(&key, "UDP flows whose late answers pass if their policy does") });
+    }
+    let types = |key: KeyType, comment: &str, types: &[u8]| {
+        let mut set = Set::of(&[key], comment);
+        types.iter().for_each(|&number| set.insert(vec![number, 0, 0, 0], Value::Nothing));
+        set
+    };
+    // RFC 792: destination unreachable, time exceeded, parameter problem. Redirect (5) is not among them, and never will be.
+    add("errors4".into(), types(KeyType::IcmpType, "ICMP errors", &[3, 11, 12]));
+    // RFC 4443: destination unreachable, packet too big, time exceeded, parameter problem.
+    add("errors6".into(), types(KeyType::Icmpv6Type, "ICMPv6 errors", &[1, 2, 3, 4]));
+    // RFC 4861: solicitation and advertisement of neighbours.
+    add("neighbours".into(), types(KeyType::Icmpv6Type, "neighbour discovery between any two ends of a bridge", &[135, 136]));
+    // RFC 4861, 2710, 3810: router discovery and multicast listeners, a matter between a host and its router.
+    let link = &[130, 131, 132, 133, 134, 135, 136, 143];
+    add("link_matters".into(), types(KeyType::Icmpv6Type, "what a host and its router say to each other", link));
+}
+
+fn unpinned() -> Rule {
+    rule("not let in by the guard of its port: spoofed, or from a port nobody bound yet")
+        .within(&[Field::Iifname], "guarded")
+        .mark_lacks(PINNED)
+        .drop()
+}
+
+fn forward() -> Vec<Rule> {
+    vec![
+        unpinned(),
+        rule("from a watched bridge").within(&[Field::Iifname], "watched").then(Verdict::Goto("judge")),
+        rule("to a watched bridge").within(&[Field::Oifname], "watched").then(Verdict::Goto("judge")),
+    ]
+}
+
+fn input() -> Vec<Rule> {
+    vec![
+        // Loopback is always allowed; what rides on it to a published port is listed by status.
+        rule("the node's own loopback").equals(Field::Iifname, &super::model::interface_name("lo")).then(Verdict::Return),
+        unpinned(),
+        rule("from a container to the node").within(&[Field::Iifname], "watched").then(Verdict::Goto("arrival")),
+        rule("to a port published by the engine's proxy").then(Verdict::Goto("door")),
+    ]
+}
+
+fn output() -> Vec<Rule> {
+    let watched = |comment| rule(comment).within(&[Field::Oifname], "watched");
+    vec![
+        watched("the node as router")
+            .ip(Ip::V6)
+            .l4(libc::IPPROTO_ICMPV6 as u8)
+            .within(&[Field::Icmpv6Type], "link_matters")
+            .then(Verdict::Accept),
+        watched("the node as multicast querier").l4(libc::IPPROTO_IGMP as u8).then(Verdict::Accept),
+        watched("from the node to a container").then(Verdict::Goto("judge")),
+    ]
+}
+
+fn judge() -> Vec<Rule> {
+    vec![
+        rule("answers and what follows a connection that was allowed").state(ESTABLISHED).then(Verdict::Goto("pass")),
+        rule("neighbour discovery; the guard has checked who claims what")
+            .ip(Ip::V6)
+            .l4(libc::IPPROTO_ICMPV6 as u8)
+            .within(&[Field::Icmpv6Type], "neighbours")
+            // Hop limit 255: it was not routed (RFC 4861, 7.1).
+            .network_bytes(7, &[255])
+            .then(Verdict::Goto("pass")),
+        rule("what quotes a connection that was allowed").state(RELATED).then(Verdict::Goto("related")),
+        rule("").then(Verdict::Goto("fresh")),
+    ]
+}
+
+/// Input of a watched bridge.
+fn arrival() -> Vec<Rule> {
+    vec![
+        rule("answers and what follows a connection that was allowed").state(ESTABLISHED).then(Verdict::Goto("pass")),
+        rule("what a host says to its router")
+            .ip(Ip::V6)
+            .l4(libc::IPPROTO_ICMPV6 as u8)
+            .within(&[Field::Icmpv6Type], "link_matters")
+            .then(Verdict::Accept),
+        rule("multicast membership").l4(libc::IPPROTO_IGMP as u8).then(Verdict::Accept),
+        rule("what quotes a connection that was allowed").state(RELATED).then(Verdict::Goto("related")),
+        rule("").then(Verdict::Jump("sides")),
+        rule("").then(Verdict::Goto("door")),
+    ]
+}
+
+fn related() -> Vec<Rule> {
+    let node = 0_u32.to_ne_bytes();
+    vec![
+        rule("our own reset of what was refused").tcp_flags(RST, RST).equals(Field::Iif, &node).then(Verdict::Goto("pass")),
+        rule("ICMP errors").ip(Ip::V4).l4(libc::IPPROTO_ICMP as u8).within(&[Field::IcmpType], "errors4").then(Verdict::Goto("error")),
+        rule("ICMPv6 errors")
+            .ip(Ip::V6)
+            .l4(libc::IPPROTO_ICMPV6 as u8)
+            .within(&[Field::Icmpv6Type], "errors6")
+            .then(Verdict::Goto("error")),
+        rule("redirects and all other related ICMP: never").l4(libc::IPPROTO_ICMP as u8).drop(),
+        rule("redirects and all other related ICMPv6: never").l4(libc::IPPROTO_ICMPV6 as u8).drop(),
+        rule("what a helper (FTP, SIP) expects is a connection like any other").then(Verdict::Goto("fresh")),
+    ]
+}
+
+fn error() -> Vec<Rule> {
+    let mut rules = vec![
+        rule("from the node: the gateway, or our refusal").equals(Field::Iif, &0_u32.to_ne_bytes()).then(Verdict::Goto("pass")),
+        rule("from a router outside").not_within(&[Field::Iifname], "bridges").then(Verdict::Goto("pass")),
+    ];
+    for (direction, comment) in
+        [(Direction::Egress, "may not talk to the receiver"), (Direction::Ingress, "the receiver may not talk to it")]
+    {
+        for ip in IPS {
+            let (local, remote, _) = oriented(direction, ip);
+            let strict = rule(comment).ip(ip).within(&local, &named("strict", ip));
+            rules.push(strict.not_within(&ends(local, remote), &named("talk", ip)).then(Verdict::Goto("error_stranger")));
+        }
+    }
+    rules.push(rule("").then(Verdict::Goto("pass")));
+    rules
+}
+
+fn error_stranger() -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for ip in IPS {
+        let (local, _, other) = oriented(Direction::Egress, ip);
+        let sender = outside(rule("to the outside, from who may talk there").ip(ip), other);
+        rules.push(sender.within(&local, &named("talk_outside", ip)).then(Verdict::Goto("pass")));
+    }
+    rules.push(rule("an ICMP error from who may not talk to the receiver: forged, for all we know").drop());
+    rules
+}
+
+/// The spot whose side it is, the other spot, and the interface of the other by (index, name).
+fn oriented(direction: Direction, ip: Ip) -> ([Field; 2], [Field; 2], (Field, Field)) {
+    match direction {
+        Direction::Egress => (source(ip), destination(ip), (Field::Oif, Field::Oifname)),
+        Direction::Ingress => (destination(ip), source(ip), (Field::Iif, Field::Iifname)),
+    }
+}
+
+/// Only where the other end is outside: neither the node itself nor behind a bridge of the engine.
+fn outside(draft: super::build::Draft, (index, name): (Field, Field)) -> super::build::Draft {
+    draft.differs(index, &0_u32.to_ne_bytes()).not_within(&[name], "bridges")
+}
+
+/// What begins a connection, or follows one that the kernel has lost.
+fn fresh() -> Vec<Rule> {
+    let mut rules = vec![rule("").then(Verdict::Jump("sides"))];
+    for ip in IPS {
+        let key = [Field::Iif, Field::Source(ip), Field::Destination(ip), Field::SourcePort, Field::DestinationPort];
+        rules.push(rule("so that a late answer is known as one").ip(ip).l4(libc::IPPROTO_UDP as u8).remember(&key, &named("udp_seen", ip)));
+    }
+    rules.push(rule("every side allows it").then(Verdict::Goto("pass")));
+    rules
+}
+
+fn sides() -> Vec<Rule> {
+    let quiet = |comment| rule(comment).within(&[Field::Iifname], "guarded");
+    let mut rules = vec![
+        quiet("router discovery and listeners are no business of other containers")
+            .ip(Ip::V6)
+            .l4(libc::IPPROTO_ICMPV6 as u8)
+            .within(&[Field::Icmpv6Type], "link_matters")
+            .drop(),
+        quiet("nor is multicast membership").l4(libc::IPPROTO_IGMP as u8).drop(),
+    ];
+    for ip in IPS {
+        rules.push(rule("the sender's side").ip(ip).dispatch(&source(ip), &named("senders", ip)));
+    }
+    for ip in IPS {
+        rules.push(rule("the receiver's side").ip(ip).dispatch(&destination(ip), &named("receivers", ip)));
+    }
+    rules
+}
+
+fn unknown(bridge: Field) -> Vec<Rule> {
+    vec![
+        // Dropped, never refused: once the address is bound, the retransmission passes.
+        rule("").within(&[bridge], "guarded").log(log::DENY_GROUP, log::DENY_UNKNOWN),
+        rule("an address that belongs to no container we know").within(&[bridge], "guarded").drop(),
+    ]
+}
+
+/// Look-ups in one direction's sets, for packets of one direction. As an answer, the packet's source port is the service, and
+/// the sets are those of the other direction.
+fn lookups(shape: &Shape, packet: Direction, answer: bool, groups: &[Group]) -> Vec<Rule> {
+    let sets = match (packet, answer) {
+        (Direction::Egress, false) | (Direction::Ingress, true) => Direction::Egress,
+        (Direction::Ingress, false) | (Direction::Egress, true) => Direction::Ingress,
+    };
+    let mut rules = Vec::new();
+    for name in shape.iter().filter(|name| name.direction == sets && groups.contains(&name.group)) {
+        let ip = name.ip;
+        let (local, remote, other) = oriented(packet, ip);
+        let comment = if answer { "an answer to what is allowed" } else { "allowed" };
+        let mut draft = rule(comment).ip(ip);
+        if let Some(number) = name.group.protocol() {
+            draft = draft.l4(number);
+        }
+        if answer {
+            draft = match name.group {
+                // After `conntrack -F` both ends go on talking: a reset or silence would cut what is allowed.
+                // All that follows a beginning has an ACK (RFC 9293, 3.10.7.4); what has none asks which ports are open.
+                Group::Tcp => draft.tcp_flags(SYN | RST | ACK, ACK),
+                // The key of `fresh`, with the packet turned around.
+                _ => draft.within(
+                    &[Field::Oif, Field::Destination(ip), Field::Source(ip), Field::DestinationPort, Field::SourcePort],
+                    &named("udp_seen", ip),
+                ),
+            };
+        }
+        let (draft, fields) = match name.kind {
+            Kind::Spots | Kind::SpotRanges => (draft, ends(local, remote)),
+            Kind::Outside | Kind::OutsideRanges => (outside(draft, other), [local.as_slice(), &remote[1..]].concat()),
+        };
+        rules.push(draft.within(&[fields, vec![name.group.field(answer)]].concat(), &name.to_string()).then(Verdict::Return));
+    }
+    rules
+}
+
+fn allowed(shape: &Shape, direction: Direction) -> Vec<Rule> {
+    [lookups(shape, direction, false, &Group::ALL), lookups(shape, direction, true, &[Group::Tcp, Group::Udp])].concat()
+}
+
+fn refusal(prefix: &str, refusal: Refusal) -> Vec<Rule> {
+    let mut rules = vec![rule("").log(log::DENY_GROUP, prefix)];
+    match refusal {
+        Refusal::Reject => {
+            // Only what asks for a connection is reset: a reset of mid-flow packets would cut a connection we merely lost sight of.
+            rules.push(rule("fails at once").tcp_flags(SYN | ACK | RST, SYN).refuse(Refuse::TcpReset));
+            rules.push(rule("TCP that is no request").l4(libc::IPPROTO_TCP as u8).drop());
+            rules.push(rule("fails at once").refuse(Refuse::AdminProhibited));
+        }
+        Refusal::Drop => rules.push(rule("in silence, as the segment asks").drop()),
+    }
+    rules
+}
+
+fn door_key(ip: Ip) -> [Field; 3] {
+    [Field::Destination(ip), Field::L4Protocol, Field::DestinationPort]
+}
+
+/// Everything that arrives at the node comes by here: one look-up, for all that is no door.
+fn door() -> Vec<Rule> {
+    IPS.iter().map(|&ip| rule("a port published by the engine's proxy").ip(ip).dispatch(&door_key(ip), &named("doors", ip))).collect()
+}
+
+fn door_allowed(shape: &Shape) -> Vec<Rule> {
+    let established = rule("a connection that was allowed").state(ESTABLISHED).then(Verdict::Return);
+    [vec![established], lookups(shape, Direction::Ingress, false, &[Group::Tcp, Group::Udp, Group::Sctp])].concat()
+}

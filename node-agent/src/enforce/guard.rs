@@ -1,0 +1,200 @@
+//! The table `bridge bulkhead`: what a port of a guarded bridge may send from, and nothing passes a bridge that the filter did
+//! not see.
+//!
+//! # Why
+//! In the inet hooks the interface is the bridge, never the port, so a sender's address can only be believed if something
+//! before them has tied it to the port. And the inet hooks see a bridge's packets only while its nf_call switches are on:
+//! with them off, what lacks the filter's mark is dropped here. Off means closed.
+
+use nix::libc;
+use policy::ruleset::log;
+
+use super::build::rule;
+use super::elements::octets;
+use super::expression::{Field, Ip};
+use super::model::{Chain, Family, Hook, KeyType, Rule, Set, Table, Value, Verdict, interface_name, part};
+use super::{ACCEPTED, PINNED};
+use policy::ruleset::Ruleset;
+use std::net::{IpAddr, Ipv6Addr};
+
+/// First of all in prerouting (NF_BR_PRI_NAT_DST_BRIDGED), before br_netfilter hands packets to the inet hooks (0).
+const BEFORE_INET: i32 = -300;
+/// After br_netfilter's own hook in forward (-1), so after the filter (NF_BR_PRI_FILTER_OTHER).
+const BEHIND_INET: i32 = 200;
+
+const ARP: [u8; 2] = [0x08, 0x06];
+const IPV4: [u8; 2] = [0x08, 0x00];
+const IPV6: [u8; 2] = [0x86, 0xdd];
+
+/// The address that IPv6 makes from a MAC address by itself (RFC 4291, appendix A).
+fn link_local(mac: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
+/// The table with its elements.
+pub(super) fn table(ruleset: &Ruleset) -> Table {
+    let mut table = Table { family: Family::Bridge, sets: Default::default(), chains: Default::default() };
+    let port = KeyType::InterfaceName;
+    let mut ports = Set::of(&[port], "ports of guarded bridges");
+    let mut macs = Set::of(&[port, KeyType::Mac], "the MAC address of a port");
+    let mut addresses4 = Set::of(&[port, KeyType::Ipv4], "the IPv4 addresses of a port");
+    let mut addresses6 = Set::of(&[port, KeyType::Ipv6], "the IPv6 addresses of a port");
+    for (name, pin) in &ruleset.pins {
+        let key = |bytes: &[u8]| {
+            let mut key = interface_name(name);
+            part(&mut key, bytes);
+            key
+        };
+        ports.insert(interface_name(name), Value::Nothing);
+        macs.insert(key(&pin.mac), Value::Nothing);
+        // The kernel in the container makes this one itself; the filter knows it only if it is bound, so it carries
+        // neighbour discovery and no more.
+        addresses6.insert(key(&link_local(pin.mac).octets()), Value::Nothing);
+        for address in &pin.addresses {
+            let set = match address {
+                IpAddr::V4(_) => &mut addresses4,
+                IpAddr::V6(_) => &mut addresses6,
+            };
+            set.insert(key(&octets(*address)), Value::Nothing);
+        }
+    }
+    let mut ethertypes = Set::of(&[KeyType::EtherType], "what may cross: IPv4, IPv6, ARP");
+    for ethertype in [ARP, IPV4, IPV6] {
+        let mut key = Vec::new();
+        part(&mut key, &ethertype);
+        ethertypes.insert(key, Value::Nothing);
+    }
+    for (name, set) in
+        [("ports", ports), ("macs", macs), ("addresses4", addresses4), ("addresses6", addresses6), ("ethertypes", ethertypes)]
+    {
+        table.sets.insert(name.to_owned(), set);
+    }
+    let mut chain = |name: &str, hook: Option<Hook>, rules: Vec<Rule>| {
+        table.chains.insert(name.to_owned(), Chain { hook, rules });
+    };
+    chain("prerouting", Some(Hook { number: libc::NF_BR_PRE_ROUTING as u32, priority: BEFORE_INET }), prerouting());
+    chain("port", None, port_rules());
+    chain("arp", None, arp());
+    chain("ipv4", None, ipv4());
+    chain("ipv6", None, ipv6());
+    chain("fragment", None, fragment());
+    chain("spoofed", None, vec![rule("").log(log::DENY_GROUP, log::DENY_SPOOF), rule("sent from what is not its own").drop()]);
+    chain("forward", Some(Hook { number: libc::NF_BR_FORWARD as u32, priority: BEHIND_INET }), forward());
+    chain("output", Some(Hook { number: libc::NF_BR_LOCAL_OUT as u32, priority: BEHIND_INET }), output());
+    chain("seen", None, seen());
+    table
+}
+
+const PORT: Field = Field::Iifname;
+
+fn prerouting() -> Vec<Rule> {
+    vec![rule("from a port of a guarded bridge").within(&[PORT], "ports").then(Verdict::Goto("port"))]
+}
+
+fn is_type(comment: &str, ethertype: [u8; 2]) -> super::build::Draft {
+    rule(comment).equals(Field::EtherType, &ethertype)
+}
+
+fn port_rules() -> Vec<Rule> {
+    vec![
+        rule("802.1Q, QinQ, PPPoE, unknown types: nothing filters them further on").not_within(&[Field::EtherType], "ethertypes").drop(),
+        rule("another's MAC address").not_within(&[PORT, Field::EtherSource], "macs").then(Verdict::Goto("spoofed")),
+        is_type("", IPV4).then(Verdict::Goto("ipv4")),
+        is_type("", IPV6).then(Verdict::Goto("ipv6")),
+        is_type("", ARP).then(Verdict::Goto("arp")),
+    ]
+}
+
+fn arp() -> Vec<Rule> {
+    // Hardware type Ethernet, protocol IPv4, lengths 6 and 4 (RFC 826).
+    const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
+    vec![
+        rule("ARP for anything but IPv4 over Ethernet").network_bytes_not(0, &ETHERNET_IPV4).drop(),
+        rule("claims another's MAC address").not_within(&[PORT, Field::ArpSenderMac], "macs").then(Verdict::Goto("spoofed")),
+        rule("a probe claims no address (RFC 5227)").equals(Field::ArpSenderAddress, &[0; 4]).then(Verdict::Accept),
+        rule("claims another's IPv4 address").not_within(&[PORT, Field::ArpSenderAddress], "addresses4").then(Verdict::Goto("spoofed")),
+    ]
+}
+
+fn pinned() -> Rule {
+    rule("what it says of itself is so").mark(ACCEPTED, PINNED).then(Verdict::Accept)
+}
+
+fn from_port(comment: &str, port: u16) -> Rule {
+    rule(comment).l4(libc::IPPROTO_UDP as u8).equals(Field::SourcePort, &port.to_be_bytes()).drop()
+}
+
+fn ipv4() -> Vec<Rule> {
+    vec![
+        rule("another's IPv4 address").not_within(&[PORT, Field::Source(Ip::V4)], "addresses4").then(Verdict::Goto("spoofed")),
+        from_port("DHCP server answers from a container", 67),
+        pinned(),
+    ]
+}
+
+fn ipv6() -> Vec<Rule> {
+    let icmp = |comment: &str, number: u8| rule(comment).l4(libc::IPPROTO_ICMPV6 as u8).equals(Field::Icmpv6Type, &[number]);
+    vec![
+        icmp("duplicate address detection (RFC 4862, 5.4.2)", 135)
+            .equals(Field::Source(Ip::V6), &[0; 16])
+            .mark(ACCEPTED, PINNED)
+            .then(Verdict::Accept),
+        icmp("listener reports before there is an address (RFC 3590)", 143).equals(Field::Source(Ip::V6), &[0; 16]).drop(),
+        rule("another's IPv6 address").not_within(&[PORT, Field::Source(Ip::V6)], "addresses6").then(Verdict::Goto("spoofed")),
+        icmp("router advertisement from a container", 134).drop(),
+        icmp("redirect from a container", 137).drop(),
+        icmp("claims another's IPv6 address", 136).not_within(&[PORT, Field::NeighbourTarget], "addresses6").then(Verdict::Goto("spoofed")),
+        from_port("DHCPv6 server answers from a container", 547),
+        rule("a first fragment: its headers are to be seen").fragment(true).then(Verdict::Goto("fragment")),
+        pinned(),
+    ]
+}
+
+/// Connection tracking puts fragments together before the filter, and the bridge sends them on as one packet. So neighbour
+/// discovery, which must not come in fragments (RFC 6980), would pass the checks above with its target in the second one; and a
+/// chain of headers that ends beyond the first (RFC 7112 forbids it) would hide what it is.
+fn fragment() -> Vec<Rule> {
+    let icmpv6 = libc::IPPROTO_ICMPV6 as u8;
+    let mut rules = vec![rule("").differs(Field::L4Protocol, &[icmpv6]).mark(ACCEPTED, PINNED).then(Verdict::Accept)];
+    for echo in [128, 129] {
+        rules.push(rule("a large echo").l4(icmpv6).equals(Field::Icmpv6Type, &[echo]).mark(ACCEPTED, PINNED).then(Verdict::Accept));
+    }
+    rules.push(rule("neighbour discovery in fragments, or headers that hide beyond the first").then(Verdict::Goto("spoofed")));
+    rules
+}
+
+/// A bridge learns from any frame where a MAC address is, also from a port that is not bound yet, and floods what it does not
+/// know: so what goes to a port is pinned too.
+fn to_another() -> Rule {
+    rule("to another's MAC address")
+        .within(&[Field::Oifname], "ports")
+        .unicast()
+        .not_within(&[Field::Oifname, Field::EtherDestination], "macs")
+        .drop()
+}
+
+/// What the node sends.
+fn output() -> Vec<Rule> {
+    vec![to_another()]
+}
+
+fn forward() -> Vec<Rule> {
+    vec![
+        to_another(),
+        // Who took a neighbour's MAC address before being bound would get its packets.
+        rule("to a port that nobody bound yet").within(&[PORT], "ports").not_within(&[Field::Oifname], "ports").drop(),
+        rule("between ports of guarded bridges").within(&[PORT], "ports").then(Verdict::Goto("seen")),
+        rule("").not_within(&[Field::Oifname], "ports").then(Verdict::Return),
+        rule("other types, from a port that nobody bound yet").not_within(&[Field::EtherType], "ethertypes").drop(),
+        is_type("ARP from a port that nobody bound yet: asked again within a second", ARP).drop(),
+        rule("").then(Verdict::Goto("seen")),
+    ]
+}
+
+fn seen() -> Vec<Rule> {
+    vec![
+        is_type("ARP, checked when it came in", ARP).then(Verdict::Accept),
+        rule("the filter did not see it: nf_call_iptables or nf_call_ip6tables is off").mark_lacks(ACCEPTED).drop(),
+    ]
+}

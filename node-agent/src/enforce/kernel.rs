@@ -1,0 +1,376 @@
+//! What the kernel holds, read back and compared with what was written.
+//!
+//! Names, hooks, order, kinds of expressions and every element are compared with the model. The inner form of a rule is the
+//! kernel's own (it renames registers and adds defaults), so it is remembered as read right after our transaction, at the same
+//! generation, and compared with that from then on.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use nix::libc;
+
+use super::TABLE;
+use super::attribute::{self, Attributes, as_be32, as_text, find, nest, read, text};
+use super::model::{Chain, Family, Hook, Key, Set, Table, Value, Verdict, show};
+use super::socket::{NftSocket, SocketError};
+use super::transaction::{Frame, element, element_list};
+
+/// One way in which the kernel differs from what was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Drift {
+    /// A table of ours is gone: nothing is enforced.
+    TableGone {
+        /// `inet bulkhead` or `bridge bulkhead`.
+        table: String,
+    },
+    /// A chain is gone, foreign, or is called from elsewhere.
+    Chain {
+        /// Which table.
+        table: String,
+        /// Which chain.
+        chain: String,
+        /// How it differs.
+        what: &'static str,
+    },
+    /// The rules of a chain are not those that were written.
+    Rules {
+        /// Which table.
+        table: String,
+        /// Which chain.
+        chain: String,
+    },
+    /// A set is gone, foreign, or of another form.
+    Set {
+        /// Which table.
+        table: String,
+        /// Which set.
+        set: String,
+        /// How it differs.
+        what: &'static str,
+    },
+    /// An element is missing, foreign, or says something else.
+    Element {
+        /// Which table.
+        table: String,
+        /// Which set.
+        set: String,
+        /// The element, in words.
+        element: String,
+        /// How it differs.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TableGone { table } => write!(f, "table {table} is gone"),
+            Self::Chain { table, chain, what } => write!(f, "table {table}: chain {chain} {what}"),
+            Self::Rules { table, chain } => write!(f, "table {table}: the rules of chain {chain} were changed"),
+            Self::Set { table, set, what } => write!(f, "table {table}: set {set} {what}"),
+            Self::Element { table, set, element, what } => write!(f, "table {table}: set {set}: element {element} {what}"),
+        }
+    }
+}
+
+const GONE: &str = "is gone";
+const FOREIGN: &str = "is not ours";
+const OTHER: &str = "was changed";
+
+/// A rule in the kernel's own words: expressions by name with their attributes, and its comment. Counters are left out.
+pub(super) type RuleForm = (Vec<(String, Vec<u8>)>, Vec<u8>);
+
+/// The rules of a table's chains as the kernel says them.
+pub(super) type Forms = BTreeMap<String, Vec<RuleForm>>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Data {
+    Nothing,
+    Verdict(u32, String),
+}
+
+impl From<Value> for Data {
+    fn from(value: Value) -> Self {
+        let code = |code: i32| code as u32;
+        match value {
+            Value::Nothing => Self::Nothing,
+            Value::Verdict(verdict) => match verdict {
+                Verdict::Accept => Self::Verdict(code(libc::NF_ACCEPT), String::new()),
+                Verdict::Drop => Self::Verdict(code(libc::NF_DROP), String::new()),
+                Verdict::Continue => Self::Verdict(code(libc::NFT_CONTINUE), String::new()),
+                Verdict::Return => Self::Verdict(code(libc::NFT_RETURN), String::new()),
+                Verdict::Jump(chain) => Self::Verdict(code(libc::NFT_JUMP), chain.to_owned()),
+                Verdict::Goto(chain) => Self::Verdict(code(libc::NFT_GOTO), chain.to_owned()),
+            },
+        }
+    }
+}
+
+/// A table's flags and the netlink address of its owner; `None`: there is no such table.
+pub(super) fn table_state(socket: &mut NftSocket, family: Family) -> Result<Option<(u32, Option<u32>)>, SocketError> {
+    let what = format!("table {family} {TABLE}");
+    let found = socket.ask(family, libc::NFT_MSG_GETTABLE as u8, &[text(1, TABLE)], false, &what)?;
+    let Some(attributes) = found.and_then(|found| found.into_iter().next()) else { return Ok(None) };
+    // NFTA_TABLE_FLAGS, OWNER
+    let flags = find(&attributes, 2).and_then(as_be32).ok_or(SocketError::Unreadable { what })?;
+    Ok(Some((flags, find(&attributes, 7).and_then(as_be32))))
+}
+
+/// The ruleset's generation: it grows by one with every transaction of anybody in this namespace.
+pub(super) fn generation(socket: &mut NftSocket) -> Result<u32, SocketError> {
+    let what = "the generation".to_owned();
+    let found = socket.ask(Family::Inet, libc::NFT_MSG_GETGEN as u8, &[], false, &what)?;
+    let attributes = found.and_then(|found| found.into_iter().next()).ok_or_else(|| SocketError::Unreadable { what: what.clone() })?;
+    find(&attributes, 1).and_then(as_be32).ok_or(SocketError::Unreadable { what })
+}
+
+/// Reads one table whole and says how it differs from the model. The forms of its rules are returned to be remembered, or are
+/// compared with the remembered ones.
+pub(super) fn compare(socket: &mut NftSocket, table: &Table, known: Option<&Forms>) -> Result<(Forms, Vec<Drift>), SocketError> {
+    let name = format!("{} {TABLE}", table.family);
+    if table_state(socket, table.family)?.is_none() {
+        return Ok((Forms::new(), vec![Drift::TableGone { table: name }]));
+    }
+    let mut drift = Vec::new();
+    compare_chains(socket, table, &name, &mut drift)?;
+    let forms = compare_rules(socket, table, &name, known, &mut drift)?;
+    compare_sets(socket, table, &name, &mut drift)?;
+    Ok((forms, drift))
+}
+
+fn dump(
+    socket: &mut NftSocket,
+    family: Family,
+    kind: i32,
+    attributes: &[attribute::Attribute],
+    what: &str,
+) -> Result<Vec<Attributes>, SocketError> {
+    Ok(socket.ask(family, kind as u8, attributes, true, what)?.unwrap_or_default())
+}
+
+/// Chains of a table with their hooks and policies.
+type HeldChains = BTreeMap<String, (Option<Hook>, Option<u32>)>;
+
+fn chains(socket: &mut NftSocket, family: Family) -> Result<HeldChains, SocketError> {
+    let mut found = BTreeMap::new();
+    for attributes in dump(socket, family, libc::NFT_MSG_GETCHAIN, &[], "chains")? {
+        // NFTA_CHAIN_TABLE, NAME, HOOK, POLICY: the dump is of all tables of the family.
+        if find(&attributes, 1).map(as_text).as_deref() != Some(TABLE) {
+            continue;
+        }
+        let hook = find(&attributes, 4).and_then(read).map(|hook| {
+            let number = |kind| find(&hook, kind).and_then(as_be32).unwrap_or(u32::MAX);
+            Hook { number: number(1), priority: number(2) as i32 }
+        });
+        let policy = find(&attributes, 5).and_then(as_be32);
+        found.insert(find(&attributes, 3).map(as_text).unwrap_or_default(), (hook, policy));
+    }
+    Ok(found)
+}
+
+/// Sets of a table with the lengths of their keys and their flags.
+fn sets(socket: &mut NftSocket, family: Family) -> Result<BTreeMap<String, Option<(u32, u32)>>, SocketError> {
+    let mut found = BTreeMap::new();
+    // NFTA_SET_TABLE, NAME, FLAGS, KEY_LEN
+    for attributes in dump(socket, family, libc::NFT_MSG_GETSET, &[text(1, TABLE)], "sets")? {
+        if find(&attributes, 1).map(as_text).as_deref() == Some(TABLE) {
+            let form = find(&attributes, 5).and_then(as_be32).map(|length| (length, find(&attributes, 3).and_then(as_be32).unwrap_or(0)));
+            found.insert(find(&attributes, 2).map(as_text).unwrap_or_default(), form);
+        }
+    }
+    Ok(found)
+}
+
+/// What there is of a table that is to become `wanted`.
+pub(super) fn frame(socket: &mut NftSocket, wanted: &Table) -> Result<Frame, SocketError> {
+    let chains = chains(socket, wanted.family)?.into_iter().map(|(name, (hook, _))| (name, hook)).collect();
+    let mut frame = Frame { chains, sets: sets(socket, wanted.family)?, elements: BTreeMap::new() };
+    for (name, set) in wanted.sets.iter().filter(|(_, set)| set.dynamic.is_none()) {
+        if frame.has(name, set) {
+            let held = elements(socket, wanted.family, name)?;
+            let as_wanted = |(key, data): (Key, Data)| match set.elements.get(&key) {
+                Some(value) if data == Data::from(*value) => (key, *value),
+                // No set of ours wants this of a verdict, and a key that is not wanted is wanted with no value.
+                Some(_) | None => (key, Value::Nothing),
+            };
+            frame.elements.insert(name.clone(), held.into_iter().map(as_wanted).collect());
+        }
+    }
+    Ok(frame)
+}
+
+fn elements(socket: &mut NftSocket, family: Family, set: &str) -> Result<BTreeMap<Key, Data>, SocketError> {
+    let mut held = BTreeMap::new();
+    for attributes in &dump(socket, family, libc::NFT_MSG_GETSETELEM, &[text(1, TABLE), text(2, set)], set)? {
+        held.extend(elements_in(attributes).ok_or_else(|| SocketError::Unreadable { what: format!("set {set}") })?);
+    }
+    Ok(held)
+}
+
+fn compare_chains(socket: &mut NftSocket, table: &Table, name: &str, drift: &mut Vec<Drift>) -> Result<(), SocketError> {
+    let found = chains(socket, table.family)?;
+    let mut add = |chain: &str, what| drift.push(Drift::Chain { table: name.to_owned(), chain: chain.to_owned(), what });
+    for (chain, wanted) in &table.chains {
+        let hook = wanted.hook;
+        let policy = hook.map(|_| libc::NF_ACCEPT as u32);
+        match found.get(chain) {
+            None => add(chain, GONE),
+            Some(held) if *held != (hook, policy) => add(chain, OTHER),
+            Some(_) => {}
+        }
+    }
+    for chain in found.keys().filter(|chain| !table.chains.contains_key(*chain)) {
+        add(chain, FOREIGN);
+    }
+    Ok(())
+}
+
+fn compare_rules(
+    socket: &mut NftSocket,
+    table: &Table,
+    name: &str,
+    known: Option<&Forms>,
+    drift: &mut Vec<Drift>,
+) -> Result<Forms, SocketError> {
+    let mut forms = Forms::new();
+    // NFTA_RULE_TABLE
+    for attributes in dump(socket, table.family, libc::NFT_MSG_GETRULE, &[text(1, TABLE)], "rules")? {
+        if find(&attributes, 1).map(as_text).as_deref() != Some(TABLE) {
+            continue;
+        }
+        let unreadable = || SocketError::Unreadable { what: "a rule".to_owned() };
+        let chain = find(&attributes, 2).map(as_text).ok_or_else(unreadable)?;
+        let mut form = Vec::new();
+        for (_, expression) in read(find(&attributes, 4).unwrap_or_default()).ok_or_else(unreadable)? {
+            let expression = read(&expression).ok_or_else(unreadable)?;
+            let kind = find(&expression, 1).map(as_text).ok_or_else(unreadable)?;
+            let data = if kind == "counter" { Vec::new() } else { find(&expression, 2).unwrap_or_default().to_vec() };
+            form.push((kind, data));
+        }
+        let comment = find(&attributes, 7).unwrap_or_default().to_vec();
+        forms.entry(chain).or_default().push((form, comment));
+    }
+    let none = Vec::new();
+    for (chain, wanted) in &table.chains {
+        let held = forms.get(chain).unwrap_or(&none);
+        let same = match known {
+            Some(known) => known.get(chain).unwrap_or(&none) == held,
+            None => same_kinds(wanted, held),
+        };
+        if !same {
+            drift.push(Drift::Rules { table: name.to_owned(), chain: chain.clone() });
+        }
+    }
+    Ok(forms)
+}
+
+fn same_kinds(wanted: &Chain, held: &[RuleForm]) -> bool {
+    wanted.rules.len() == held.len()
+        && wanted.rules.iter().zip(held).all(|(rule, (form, _))| {
+            rule.expressions.iter().map(|expression| expression.name()).eq(form.iter().map(|(kind, _)| kind.as_str()))
+        })
+}
+
+fn compare_sets(socket: &mut NftSocket, table: &Table, name: &str, drift: &mut Vec<Drift>) -> Result<(), SocketError> {
+    let found = sets(socket, table.family)?;
+    for (set_name, set) in &table.sets {
+        let mut add = |what| drift.push(Drift::Set { table: name.to_owned(), set: set_name.clone(), what });
+        match found.get(set_name) {
+            None => add(GONE),
+            Some(form) if form.map(|(length, _)| length) != Some(set.key_length() as u32) => add(OTHER),
+            Some(_) if set.dynamic.is_none() => compare_elements(socket, table.family, set_name, set, name, drift)?,
+            Some(_) => {}
+        }
+    }
+    for set in found.keys().filter(|set| !table.sets.contains_key(*set)) {
+        drift.push(Drift::Set { table: name.to_owned(), set: set.clone(), what: FOREIGN });
+    }
+    Ok(())
+}
+
+fn compare_elements(
+    socket: &mut NftSocket,
+    family: Family,
+    set_name: &str,
+    set: &Set,
+    table: &str,
+    drift: &mut Vec<Drift>,
+) -> Result<(), SocketError> {
+    let held = elements(socket, family, set_name)?;
+    let mut add = |key: &Key, what| {
+        let (table, set_name) = (table.to_owned(), set_name.to_owned());
+        drift.push(Drift::Element { table, set: set_name, element: show(&set.key, key), what });
+    };
+    for (key, value) in &set.elements {
+        match held.get(key) {
+            None => add(key, GONE),
+            Some(data) if *data != Data::from(*value) => add(key, OTHER),
+            Some(_) => {}
+        }
+    }
+    for key in held.keys().filter(|key| !set.elements.contains_key(*key)) {
+        add(key, FOREIGN);
+    }
+    Ok(())
+}
+
+fn elements_in(attributes: &[(u16, Vec<u8>)]) -> Option<Vec<(Key, Data)>> {
+    // NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_KEY, KEY_END, FLAGS, DATA; NFTA_DATA_VERDICT; NFTA_VERDICT_CODE, CHAIN
+    let mut out = Vec::new();
+    for (_, element) in read(find(attributes, 3).unwrap_or_default())? {
+        let element = read(&element)?;
+        let value = |kind: u16| -> Option<Option<Vec<u8>>> {
+            let Some(nested) = find(&element, kind) else { return Some(None) };
+            Some(find(&read(nested)?, 1).map(<[u8]>::to_vec))
+        };
+        let key = match (find(&element, 3).and_then(as_be32).unwrap_or(0) & 0x2 != 0, value(1)?, value(10)?) {
+            (true, ..) => Key::Otherwise,
+            (false, Some(first), Some(last)) => Key::Range(first, last),
+            (false, Some(exact), None) => Key::Exact(exact),
+            (false, None, _) => return None,
+        };
+        let data = match find(&element, 2) {
+            None => Data::Nothing,
+            Some(data) => {
+                let verdict = read(find(&read(data)?, 2)?)?;
+                Data::Verdict(find(&verdict, 1).and_then(as_be32)?, find(&verdict, 2).map(as_text).unwrap_or_default())
+            }
+        };
+        out.push((key, data));
+    }
+    Some(out)
+}
+
+/// Asks for the elements that a change added or removed, and for nothing else.
+pub(super) fn compare_changed(socket: &mut NftSocket, old: &Table, new: &Table) -> Result<Vec<Drift>, SocketError> {
+    let mut drift = Vec::new();
+    let table = format!("{} {TABLE}", new.family);
+    for (name, set) in new.sets.iter().filter(|(_, set)| set.dynamic.is_none()) {
+        let none = BTreeMap::new();
+        let before = old.sets.get(name).map_or(&none, |set| &set.elements);
+        let mut ask = |key: &Key| -> Result<Option<Data>, SocketError> {
+            let question = element_list(name, &[nest(1, &element(key, None))]);
+            let found = socket.ask(new.family, libc::NFT_MSG_GETSETELEM as u8, &question, false, name)?;
+            let Some(attributes) = found.and_then(|found| found.into_iter().next()) else { return Ok(None) };
+            let unreadable = || SocketError::Unreadable { what: format!("set {name}") };
+            Ok(elements_in(&attributes).ok_or_else(unreadable)?.into_iter().next().map(|(_, data)| data))
+        };
+        let mut add = |key: &Key, what| {
+            drift.push(Drift::Element { table: table.clone(), set: name.clone(), element: show(&set.key, key), what });
+        };
+        for (key, value) in set.elements.iter().filter(|(key, value)| before.get(*key) != Some(*value)) {
+            match ask(key)? {
+                None => add(key, GONE),
+                Some(data) if data != Data::from(*value) => add(key, OTHER),
+                Some(_) => {}
+            }
+        }
+        // In an interval set another range may answer for the one that is gone.
+        for key in before.keys().filter(|key| !set.intervals && !set.elements.contains_key(*key)) {
+            if ask(key)?.is_some() {
+                add(key, "is still there");
+            }
+        }
+    }
+    Ok(drift)
+}

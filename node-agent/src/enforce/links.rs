@@ -1,0 +1,89 @@
+//! Interface names and indices of the namespace that the enforcer's sockets are in.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+/// Indices by name, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Links(BTreeMap<String, u32>);
+
+impl Links {
+    /// Links by name and index, as data.
+    pub fn of<'a>(links: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
+        Self(links.into_iter().map(|(name, index)| (name.to_owned(), index)).collect())
+    }
+
+    /// The index of an interface, if it is there.
+    pub fn index(&self, name: &str) -> Option<u32> {
+        self.0.get(name).copied()
+    }
+}
+
+impl Links {
+    /// The links of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn read() -> io::Result<Self> {
+        LinkReader::open()?.read()
+    }
+
+    /// Names by index.
+    pub fn names(&self) -> BTreeMap<u32, String> {
+        self.0.iter().map(|(name, &index)| (index, name.clone())).collect()
+    }
+}
+
+/// Asks the kernel for links, always in the namespace it was opened in.
+#[derive(Debug)]
+pub(super) struct LinkReader {
+    socket: Socket,
+}
+
+impl LinkReader {
+    pub(super) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        Ok(Self { socket })
+    }
+
+    /// All links as they are now.
+    pub(super) fn read(&self) -> io::Result<Links> {
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(LinkMessage::default()));
+        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        request.finalize();
+        let mut buffer = vec![0; request.buffer_len()];
+        request.serialize(&mut buffer);
+        self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
+        let mut links = BTreeMap::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            let mut rest = datagram.as_slice();
+            while rest.len() >= 16 {
+                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+                let length = (message.header.length as usize).next_multiple_of(4).clamp(16, rest.len());
+                rest = &rest[length..];
+                match message.payload {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
+                        let name = link.attributes.iter().find_map(|attribute| match attribute {
+                            LinkAttribute::IfName(name) => Some(name.clone()),
+                            _ => None,
+                        });
+                        if let Some(name) = name {
+                            links.insert(name, link.header.index);
+                        }
+                    }
+                    NetlinkPayload::Done(_) => return Ok(Links(links)),
+                    NetlinkPayload::Error(error) => return Err(error.to_io()),
+                    _ => {}
+                }
+            }
+        }
+    }
+}

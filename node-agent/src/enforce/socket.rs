@@ -1,0 +1,290 @@
+//! nfnetlink: one batch, one transaction; questions and dumps. The numbers are those of linux/netfilter/nfnetlink.h and
+//! nf_tables.h.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_netfilter::nftables::NfTablesMessage;
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::attribute::{self, Attribute, Attributes};
+use super::model::Family;
+
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+
+/// Room for one whole transaction, and for the answers to it. A set of 100,000 pairs takes some 10 MB; beyond this the
+/// kernel answers EMSGSIZE and nothing is changed.
+const BUFFER: usize = 64 * 1024 * 1024;
+
+/// One message of a transaction, and what it does, for the error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Message {
+    pub(super) family: Family,
+    pub(super) kind: u8,
+    pub(super) flags: u16,
+    pub(super) attributes: Vec<Attribute>,
+    /// In words: `set egress_tcp4`, `rule 3 of chain judge`.
+    pub(super) what: String,
+}
+
+/// What an nf_tables socket can answer with.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// The socket itself failed.
+    #[error("nfnetlink does not answer")]
+    Io(#[from] io::Error),
+    /// The kernel refused a message; the transaction it was in changed nothing.
+    #[error("the kernel refused {what}: {source}")]
+    Refused {
+        /// Which part.
+        what: String,
+        /// Its error.
+        source: io::Error,
+    },
+    /// An answer that makes no sense.
+    #[error("the kernel's answer about {what} cannot be read")]
+    Unreadable {
+        /// What was asked.
+        what: String,
+    },
+    /// Things changed under a dump, time and again.
+    #[error("{what} changes faster than it can be read")]
+    Restless {
+        /// What was asked.
+        what: String,
+    },
+}
+
+impl SocketError {
+    /// The kernel's error number, where it gave one.
+    pub(super) fn code(&self) -> Option<i32> {
+        match self {
+            Self::Refused { source, .. } | Self::Io(source) => source.raw_os_error(),
+            Self::Unreadable { .. } | Self::Restless { .. } => None,
+        }
+    }
+}
+
+/// A nf_tables socket. It stays in the network namespace where it was opened, and owns the tables that it made: whoever
+/// holds a copy of it may change them.
+#[derive(Debug)]
+pub(super) struct NftSocket {
+    socket: Socket,
+    port: u32,
+    sequence: u32,
+}
+
+impl NftSocket {
+    pub(super) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        Self::over(socket)
+    }
+
+    /// Goes on with a socket that another process opened and kept.
+    pub(super) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        use std::os::fd::{FromRawFd, IntoRawFd};
+        // SAFETY: the descriptor is owned, so nobody else closes it.
+        #[allow(unsafe_code)]
+        let socket = unsafe { Socket::from_raw_fd(fd.into_raw_fd()) };
+        Self::over(socket)
+    }
+
+    fn over(socket: Socket) -> io::Result<Self> {
+        // Beyond the sysctl's limits, which are for those without CAP_NET_ADMIN.
+        setsockopt(&socket.as_fd(), sockopt::SndBufForce, &BUFFER)?;
+        setsockopt(&socket.as_fd(), sockopt::RcvBufForce, &BUFFER)?;
+        // Errors come back without a copy of the whole message.
+        socket.set_cap_ack(true)?;
+        let mut address = SocketAddr::new(0, 0);
+        socket.get_address(&mut address)?;
+        Ok(Self { socket, port: address.port_number(), sequence: 0 })
+    }
+
+    /// The socket's own netlink address: the kernel names a table's owner by it.
+    pub(super) fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// For handing on a copy.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn next(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    /// Carries out all messages in one transaction, or none.
+    pub(super) fn commit(&mut self, messages: &[Message]) -> Result<(), SocketError> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let mut buffer = Vec::new();
+        let control = |inner| {
+            let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFNL_SUBSYS_NFTABLES);
+            NetfilterMessage::new(header, NetfilterMessageInner::None(inner))
+        };
+        let begin = self.next();
+        append(&mut buffer, control(ControlMessage::BatchBegin), NLM_F_REQUEST, begin);
+        let mut what = BTreeMap::from([(begin, "the transaction as a whole".to_owned())]);
+        let mut last = begin;
+        for (index, message) in messages.iter().enumerate() {
+            last = self.next();
+            what.insert(last, message.what.clone());
+            // Only the last is acknowledged: its answer says that the whole was committed.
+            let ack = if index + 1 == messages.len() { NLM_F_ACK } else { 0 };
+            append(&mut buffer, nft(message.family, message.kind, message.attributes.clone()), NLM_F_REQUEST | message.flags | ack, last);
+        }
+        let end = self.next();
+        append(&mut buffer, control(ControlMessage::BatchEnd), NLM_F_REQUEST, end);
+
+        self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for answer in answers(&datagram, "the transaction")? {
+                let sequence = answer.header.sequence_number;
+                let Some(of) = what.get(&sequence) else { continue };
+                if let NetlinkPayload::Error(error) = &answer.payload {
+                    match error.code {
+                        Some(_) => {
+                            let source = error.to_io();
+                            self.drain();
+                            return Err(SocketError::Refused { what: of.clone(), source });
+                        }
+                        None if sequence == last => return Ok(()),
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Throws away what else the kernel said of a refused transaction.
+    fn drain(&self) {
+        let mut buffer: Vec<u8> = Vec::with_capacity(65536);
+        while self.socket.recv(&mut buffer, libc::MSG_DONTWAIT | libc::MSG_TRUNC).is_ok() {
+            buffer.clear();
+        }
+    }
+
+    /// Everything that answers a question, or `None` if there is no such thing.
+    pub(super) fn ask(
+        &mut self,
+        family: Family,
+        kind: u8,
+        attributes: &[Attribute],
+        dump: bool,
+        what: &str,
+    ) -> Result<Option<Vec<Attributes>>, SocketError> {
+        // A dump that a commit interrupted is begun again.
+        for _ in 0..16 {
+            match self.ask_once(family, kind, attributes, dump, what)? {
+                Answer::Is(found) => return Ok(Some(found)),
+                Answer::Absent => return Ok(None),
+                Answer::Interrupted => {}
+            }
+        }
+        Err(SocketError::Restless { what: what.to_owned() })
+    }
+
+    fn ask_once(&mut self, family: Family, kind: u8, attributes: &[Attribute], dump: bool, what: &str) -> Result<Answer, SocketError> {
+        let sequence = self.next();
+        let flags = NLM_F_REQUEST | if dump { NLM_F_DUMP } else { NLM_F_ACK };
+        let mut buffer = Vec::new();
+        append(&mut buffer, nft(family, kind, attributes.to_vec()), flags, sequence);
+        self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
+        let mut found = Vec::new();
+        let mut interrupted = false;
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for answer in answers(&datagram, what)? {
+                if answer.header.sequence_number != sequence {
+                    continue;
+                }
+                interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(Raw(payload)) => {
+                        let body = payload.get(4..).unwrap_or_default();
+                        found.push(attribute::read(body).ok_or_else(|| SocketError::Unreadable { what: what.to_owned() })?);
+                    }
+                    NetlinkPayload::Error(error) => match error.code {
+                        None => return Ok(Answer::Is(found)),
+                        Some(code) if code.get() == -libc::ENOENT => return Ok(Answer::Absent),
+                        Some(code) if code.get() == -libc::EINTR => return Ok(Answer::Interrupted),
+                        Some(_) => return Err(SocketError::Refused { what: what.to_owned(), source: error.to_io() }),
+                    },
+                    NetlinkPayload::Done(_) if interrupted => return Ok(Answer::Interrupted),
+                    NetlinkPayload::Done(_) => return Ok(Answer::Is(found)),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+enum Answer {
+    Is(Vec<Attributes>),
+    Absent,
+    Interrupted,
+}
+
+/// A message whose payload is kept as it came: the kernel's own words are compared, not a crate's reading of them.
+#[derive(Debug)]
+pub(super) struct Raw(pub(super) Vec<u8>);
+
+impl NetlinkDeserializable for Raw {
+    type Error = io::Error;
+
+    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, io::Error> {
+        Ok(Self(payload.to_vec()))
+    }
+}
+
+/// The messages of one datagram.
+pub(super) fn answers(datagram: &[u8], what: &str) -> Result<Vec<NetlinkMessage<Raw>>, SocketError> {
+    const HEADER: usize = 16;
+    let mut out = Vec::new();
+    let mut rest = datagram;
+    while rest.len() >= HEADER {
+        let message = NetlinkMessage::<Raw>::deserialize(rest).map_err(|_| SocketError::Unreadable { what: what.to_owned() })?;
+        let length = (message.header.length as usize).next_multiple_of(4).clamp(HEADER, rest.len());
+        rest = &rest[length..];
+        out.push(message);
+    }
+    Ok(out)
+}
+
+fn nft(family: Family, kind: u8, attributes: Vec<Attribute>) -> NetfilterMessage {
+    let family = match family {
+        Family::Inet => NetfilterProtoFamily::Inet,
+        Family::Bridge => NetfilterProtoFamily::Bridge,
+    };
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), NfTablesMessage::Other { message_type: kind, attributes })
+}
+
+fn append(buffer: &mut Vec<u8>, message: NetfilterMessage, flags: u16, sequence: u32) {
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = flags;
+    message.header.sequence_number = sequence;
+    message.finalize();
+    let start = buffer.len();
+    buffer.resize(start + message.buffer_len().next_multiple_of(4), 0);
+    message.serialize(&mut buffer[start..]);
+}
+
+impl AsRawFd for NftSocket {
+    fn as_raw_fd(&self) -> i32 {
+        self.socket.as_raw_fd()
+    }
+}

@@ -1,0 +1,274 @@
+//! What the engine and the kernel told us, as they told it, and how the two are joined into one inventory. Pure: no engine, no
+//! netlink, no clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
+use policy::Inventory;
+use policy::inventory::{Attachment, Container, Leg, Network, Published, Unmanaged, name};
+
+/// A MAC address.
+pub(crate) type Mac = [u8; 6];
+
+/// One network, as network inspect tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NetworkFact {
+    pub(crate) name: String,
+    pub(crate) project: Option<String>,
+    pub(crate) driver: String,
+    /// The bridge's interface name, for the driver `bridge`.
+    pub(crate) bridge: Option<String>,
+    pub(crate) subnets: Vec<IpNet>,
+    pub(crate) internal: bool,
+    /// By container id.
+    pub(crate) attached: BTreeMap<String, Attached>,
+}
+
+/// One container's place on one network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Attached {
+    pub(crate) mac: Option<Mac>,
+    pub(crate) addresses: BTreeSet<IpAddr>,
+}
+
+/// One container, as the container list tells it; the list answers while the container starts, inspect doesn't.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ContainerFact {
+    pub(crate) name: String,
+    pub(crate) image: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) running: bool,
+    /// `default`, a network's name, `host`, `none`, `container:ID`.
+    pub(crate) network_mode: String,
+    pub(crate) details: Option<Details>,
+}
+
+/// What only container inspect tells, once the container runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Details {
+    pub(crate) pid: Option<u32>,
+    pub(crate) published: Vec<Published>,
+    pub(crate) resolvers: Vec<IpAddr>,
+    pub(crate) unmanaged: BTreeSet<Unmanaged>,
+    /// Sentences about what could not be understood or believed.
+    pub(crate) notes: Vec<String>,
+}
+
+/// What rtnetlink tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Links {
+    /// Interface names of the bridges.
+    pub(crate) bridges: BTreeSet<String>,
+    /// Ports of bridges, by interface name.
+    pub(crate) ports: BTreeMap<String, Port>,
+    /// Addresses of the node.
+    pub(crate) host: BTreeSet<IpAddr>,
+}
+
+/// A port of a bridge.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Port {
+    /// Interface name of the bridge.
+    pub(crate) bridge: String,
+    /// What is at the other end, if it is a veth whose other end is in another namespace.
+    pub(crate) peer: Option<Peer>,
+}
+
+/// The other end of a veth, read through its namespace's id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub(crate) mac: Mac,
+    /// fe80::/10 addresses it has.
+    pub(crate) link_local: BTreeSet<Ipv6Addr>,
+}
+
+/// Everything that was told, and what is to be said of all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) networks: BTreeMap<String, NetworkFact>,
+    pub(crate) containers: BTreeMap<String, ContainerFact>,
+    pub(crate) userland_proxy: bool,
+    /// Why nothing of this engine can be held to a policy (rootless, Podman).
+    pub(crate) engine_unmanaged: Option<String>,
+}
+
+impl Facts {
+    /// A container is on a network with these addresses; whoever else was said to have one of them there has it no more, since the
+    /// engine gives an address away only after it has taken it back.
+    pub(crate) fn attach(&mut self, network: &str, container: &str, attached: Attached) {
+        let Some(network) = self.networks.get_mut(network) else { return };
+        for (_, other) in network.attached.iter_mut().filter(|(id, _)| *id != container) {
+            other.addresses.retain(|address| !attached.addresses.contains(address));
+        }
+        network.attached.insert(container.to_owned(), attached);
+    }
+
+    /// A container left a network.
+    pub(crate) fn detach(&mut self, network: &str, container: &str) {
+        if let Some(network) = self.networks.get_mut(network) {
+            network.attached.remove(container);
+        }
+    }
+
+    /// A container is gone.
+    pub(crate) fn forget(&mut self, container: &str) {
+        self.containers.remove(container);
+        for network in self.networks.values_mut() {
+            network.attached.remove(container);
+        }
+    }
+
+    /// Whether a container has a place here: it runs, or it is on a network because it is about to.
+    pub(crate) fn is_here(&self, id: &str) -> bool {
+        self.containers.get(id).is_some_and(|container| container.running)
+            || self.networks.values().any(|network| network.attached.contains_key(id))
+    }
+
+    /// Joins what the engine says with what the kernel says. The second part are sentences for a person.
+    pub(crate) fn join(&self, links: &Links) -> (Inventory, BTreeSet<String>) {
+        let mut notes = BTreeSet::new();
+        let networks: BTreeMap<String, Network> = self
+            .networks
+            .iter()
+            // The engine's `none`: no interface, no traffic.
+            .filter(|(_, fact)| fact.driver != "null")
+            .map(|(id, fact)| (id.clone(), self.network(id, fact, links)))
+            .collect();
+        let mut containers: BTreeMap<String, Container> = BTreeMap::new();
+        let mut shared: Vec<(&String, &ContainerFact, String)> = Vec::new();
+        for (id, fact) in self.containers.iter().filter(|(id, _)| self.is_here(id)) {
+            match self.owner(id) {
+                Some(owner) => shared.push((id, fact, owner)),
+                None => {
+                    containers.insert(id.clone(), self.container(id, fact, &networks, links, &mut notes));
+                }
+            }
+        }
+        for (id, fact, owner) in shared {
+            // Who shares a namespace acts from it: what withholds the claim from one withholds it from all.
+            let member = self.container(id, fact, &networks, links, &mut notes);
+            let owner = containers.get_mut(&owner).expect("owner() returns only containers that are here and share nobody's namespace");
+            owner.members.push(member.name);
+            owner.unmanaged.extend(member.unmanaged);
+        }
+        for container in containers.values_mut() {
+            container.members.sort();
+        }
+        let inventory =
+            Inventory { networks, containers, host: links.host.clone(), userland_proxy: self.userland_proxy, ..Inventory::default() };
+        (inventory, notes)
+    }
+
+    /// The container whose network namespace this one shares, however many steps away; `None`: it has one of its own, or the
+    /// owner is not here.
+    fn owner(&self, id: &str) -> Option<String> {
+        let mut seen = BTreeSet::from([id.to_owned()]);
+        let mut owner = None;
+        let mut current = id.to_owned();
+        while let Some(target) = self.containers.get(&current).and_then(|fact| fact.network_mode.strip_prefix("container:")) {
+            // The engine writes the full id; a name is what an older client may have left there.
+            let (next, _) = self.containers.iter().find(|(id, fact)| *id == target || fact.name == target)?;
+            if !self.is_here(next) || !seen.insert(next.clone()) {
+                return None;
+            }
+            current.clone_from(next);
+            owner = Some(current.clone());
+        }
+        owner
+    }
+
+    fn network(&self, id: &str, fact: &NetworkFact, links: &Links) -> Network {
+        let mut unmanaged: BTreeSet<Unmanaged> = self.engine_unmanaged.iter().cloned().map(Unmanaged::Node).collect();
+        match (fact.driver.as_str(), &fact.bridge) {
+            ("bridge", Some(bridge)) if links.bridges.contains(bridge) => {}
+            ("bridge", Some(bridge)) => {
+                unmanaged.insert(Unmanaged::NoBridge(bridge.clone()));
+            }
+            ("host", _) => {
+                unmanaged.insert(Unmanaged::HostNetwork);
+            }
+            (driver, _) => {
+                unmanaged.insert(Unmanaged::Driver(driver.to_owned()));
+            }
+        }
+        Network {
+            id: id.to_owned(),
+            name: fact.name.clone(),
+            project: fact.project.clone(),
+            driver: fact.driver.clone(),
+            bridge: fact.bridge.clone(),
+            subnets: fact.subnets.clone(),
+            internal: fact.internal,
+            unmanaged,
+        }
+    }
+
+    fn container(
+        &self,
+        id: &str,
+        fact: &ContainerFact,
+        networks: &BTreeMap<String, Network>,
+        links: &Links,
+        notes: &mut BTreeSet<String>,
+    ) -> Container {
+        let named = name::name(&fact.labels, &fact.name);
+        notes.extend(named.notes);
+        let details = fact.details.clone().unwrap_or_default();
+        notes.extend(details.notes);
+        let mut unmanaged = details.unmanaged;
+        if fact.network_mode == "host" {
+            unmanaged.insert(Unmanaged::HostNetwork);
+        }
+        let (mut legs, mut elsewhere) = (Vec::new(), Vec::new());
+        for (network_id, network) in networks {
+            let Some(attached) = self.networks[network_id].attached.get(id) else { continue };
+            unmanaged.extend(network.unmanaged.iter().cloned());
+            match (&network.bridge, attached.mac) {
+                (Some(bridge), Some(mac)) => legs.push(leg(network_id, bridge, mac, &attached.addresses, links)),
+                (_, _) => elsewhere.push(Attachment { network: network_id.clone(), addresses: attached.addresses.clone() }),
+            }
+        }
+        Container {
+            id: id.to_owned(),
+            name: fact.name.clone(),
+            workload: named.workload,
+            one_off: named.one_off,
+            engine_named: named.engine_named,
+            image: fact.image.clone(),
+            labels: fact.labels.clone(),
+            pid: details.pid,
+            legs,
+            elsewhere,
+            published: details.published,
+            resolvers: details.resolvers,
+            members: Vec::new(),
+            unmanaged,
+        }
+    }
+}
+
+fn leg(network: &str, bridge: &str, mac: Mac, addresses: &BTreeSet<IpAddr>, links: &Links) -> Leg {
+    let mut behind = links.ports.iter().filter(|(_, port)| port.bridge == bridge && port.peer.as_ref().is_some_and(|p| p.mac == mac));
+    let port = behind.next();
+    // Two ends with one MAC address: neither can be told to be this container's.
+    let port = if behind.next().is_some() { None } else { port };
+    let mut addresses = addresses.clone();
+    addresses.insert(IpAddr::V6(link_local(mac)));
+    if let Some(peer) = port.and_then(|(_, port)| port.peer.as_ref()) {
+        // What the container chose itself (RFC 7217), unless it chose the address that belongs to a neighbour's MAC.
+        let neighbours = || links.ports.values().filter(|p| p.bridge == bridge).filter_map(|p| p.peer.as_ref()).filter(|p| p.mac != mac);
+        let own = |address: &&Ipv6Addr| neighbours().all(|neighbour| link_local(neighbour.mac) != **address);
+        addresses.extend(peer.link_local.iter().filter(own).copied().map(IpAddr::V6));
+    }
+    Leg { network: network.to_owned(), bridge: bridge.to_owned(), port: port.map(|(name, _)| name.clone()), mac, addresses }
+}
+
+/// The link-local address that the kernel derives from a MAC address (RFC 4291, appendix A).
+pub(crate) fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac;
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,453 @@
+//! The task that owns the facts: follows the engine's events and the kernel's links, and publishes what they come to.
+
+use crate::chain::chain;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::errors::Error as EngineError;
+use bollard::models::EventMessage;
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
+use policy::lease::LeaseBook;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use super::engine::{Engine, EngineFact};
+use super::facts::{ContainerFact, Details, Facts, Links, NetworkFact};
+use super::{Options, Snapshot};
+
+/// Repairs what a missed event left wrong. Long, since each costs one inspect a network.
+const RESYNC: Duration = Duration::from_secs(60);
+/// First and longest wait before the engine is tried again.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// A port is on its bridge before the engine tells whose it is; after this long it is nobody's that we know.
+const UNCLAIMED: Duration = Duration::from_secs(5);
+/// Events taken at once: a `compose up` of fifty containers is some four hundred.
+const BATCH: usize = 64;
+
+/// Why a session with the engine ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("the engine does not answer")]
+    Engine(#[from] EngineError),
+    #[error("the engine ended its stream of events")]
+    Ended,
+    #[error("the engine's stream of events broke")]
+    Broke(#[source] EngineError),
+}
+
+/// What an event means to us.
+#[derive(Debug, PartialEq, Eq)]
+enum Change {
+    Connect {
+        network: String,
+        container: String,
+    },
+    Disconnect {
+        network: String,
+        container: String,
+    },
+    /// A container that was made or renamed: its name and labels are to be read.
+    Read(String),
+    Start(String),
+    Die(String),
+    Gone(String),
+    NetworkMade(String),
+    NetworkGone(String),
+    /// The engine read its configuration again.
+    Reload,
+}
+
+/// Owner of everything that was told.
+pub(crate) struct Task {
+    options: Options,
+    links: watch::Receiver<Arc<Links>>,
+    facts: Facts,
+    about: EngineFact,
+    leases: LeaseBook,
+    /// Why the engine is not followed right now.
+    blind: Option<String>,
+    /// What was listed before this moment holds all that happened before it.
+    synced: Timestamp,
+    asked: JoinSet<(String, Result<Option<Details>, EngineError>)>,
+    unclaimed: BTreeMap<String, Timestamp>,
+    sender: watch::Sender<Arc<Snapshot>>,
+}
+
+impl Task {
+    pub(crate) fn new(options: Options, links: watch::Receiver<Arc<Links>>) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+        let blind = Some(format!("the engine at {} was not asked yet", options.socket.display()));
+        let (sender, receiver) = watch::channel(Arc::new(Snapshot::default()));
+        let mut task = Self {
+            options,
+            links,
+            facts: Facts::default(),
+            about: EngineFact::default(),
+            leases: LeaseBook::default(),
+            blind,
+            synced: Timestamp::MIN,
+            asked: JoinSet::new(),
+            unclaimed: BTreeMap::new(),
+            sender,
+        };
+        task.publish(Timestamp::now());
+        (task, receiver)
+    }
+
+    /// Until nobody listens any more.
+    pub(crate) async fn run(mut self) {
+        let (first, longest) = BACKOFF;
+        let mut wait = first;
+        while !self.sender.is_closed() {
+            let Err(error) = self.session().await else { return };
+            if self.blind.is_none() {
+                wait = first;
+            }
+            let reason = format!("the engine at {} is not followed: {}", self.options.socket.display(), chain(&error));
+            if self.blind.as_ref() != Some(&reason) {
+                warn!(error = &error as &dyn std::error::Error, socket = %self.options.socket.display(), "engine not followed");
+            }
+            self.blind = Some(reason);
+            self.publish(Timestamp::now());
+            let awake = tokio::time::sleep(wait);
+            tokio::pin!(awake);
+            loop {
+                tokio::select! {
+                    () = &mut awake => break,
+                    () = self.sender.closed() => return,
+                    changed = self.links.changed() => match changed {
+                        Ok(()) => self.publish(Timestamp::now()),
+                        Err(_) => return,
+                    },
+                }
+            }
+            wait = (wait * 2).min(longest);
+        }
+    }
+
+    /// One connection to the engine, from a full listing until it breaks. `Ok`: nobody listens any more.
+    async fn session(&mut self) -> Result<(), SessionError> {
+        let engine = Engine::connect(&self.options.socket, &self.options.engine_sockets).await?;
+        let since = Timestamp::now();
+        // The stream begins to be asked for when it is first read; `since` is what makes it whole.
+        let events = std::pin::pin!(engine.events(since).ready_chunks(BATCH));
+        self.about = engine.about().await?;
+        self.resync(&engine).await?;
+        self.blind = None;
+        self.publish(Timestamp::now());
+        info!(engine = self.about.version, socket = %self.options.socket.display(), "engine followed");
+        self.follow(&engine, events).await
+    }
+
+    async fn follow(
+        &mut self,
+        engine: &Engine,
+        mut events: impl Stream<Item = Vec<Result<EventMessage, EngineError>>> + Unpin,
+    ) -> Result<(), SessionError> {
+        let mut resync = tokio::time::interval(RESYNC);
+        resync.reset();
+        let mut unclaimed = tokio::time::interval(UNCLAIMED);
+        loop {
+            tokio::select! {
+                biased;
+                batch = events.next() => {
+                    let batch = batch.ok_or(SessionError::Ended)?;
+                    let broken = self.take(engine, batch).await?;
+                    if let Some(error) = broken {
+                        return Err(SessionError::Broke(error));
+                    }
+                }
+                Some(answer) = self.asked.join_next(), if !self.asked.is_empty() => self.answered(answer),
+                changed = self.links.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    self.publish(Timestamp::now());
+                }
+                _ = resync.tick() => {
+                    let before = self.facts.clone();
+                    self.resync(engine).await?;
+                    if before != self.facts {
+                        info!("a full listing found what no event had told");
+                    }
+                    self.publish(Timestamp::now());
+                }
+                _ = unclaimed.tick() => self.publish(Timestamp::now()),
+                () = self.sender.closed() => return Ok(()),
+            }
+        }
+    }
+
+    /// Lists everything anew.
+    async fn resync(&mut self, engine: &Engine) -> Result<(), SessionError> {
+        let started = Timestamp::now();
+        let (networks, mut containers) = tokio::try_join!(engine.networks(), engine.containers(&[]))?;
+        for (id, fact) in &mut containers {
+            keep_details(fact, self.facts.containers.get(id));
+        }
+        self.facts.networks = networks;
+        self.facts.containers = containers;
+        self.synced = started;
+        self.facts.userland_proxy = self.about.userland_proxy;
+        self.facts.engine_unmanaged.clone_from(&self.about.unmanaged);
+        // Ports, resolvers and process ids change without an event where the engine reloads or restarts.
+        let running: Vec<String> = self.facts.containers.iter().filter(|(_, fact)| fact.running).map(|(id, _)| id.clone()).collect();
+        for id in running {
+            self.ask(engine, id);
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, engine: &Engine, id: String) {
+        let (engine, configured) = (engine.clone(), self.about.configured.clone());
+        self.asked.spawn(async move {
+            let answer = engine.details(&id, &configured).await;
+            (id, answer)
+        });
+    }
+
+    fn answered(&mut self, answer: Result<(String, Result<Option<Details>, EngineError>), tokio::task::JoinError>) {
+        match answer {
+            Ok((id, Ok(Some(details)))) => {
+                if let Some(fact) = self.facts.containers.get_mut(&id).filter(|fact| fact.running) {
+                    fact.details = Some(details);
+                    self.publish(Timestamp::now());
+                }
+            }
+            // Gone meanwhile; its event says when.
+            Ok((_, Ok(None))) => {}
+            Ok((container, Err(error))) => {
+                warn!(container, error = &error as &dyn std::error::Error, "container not inspected; tried again at the next listing");
+            }
+            Err(error) => warn!(error = &error as &dyn std::error::Error, "container not inspected"),
+        }
+    }
+
+    /// Takes a batch of events in, in their order, each at its own time. Gives back what ended the stream, if something did.
+    async fn take(&mut self, engine: &Engine, batch: Vec<Result<EventMessage, EngineError>>) -> Result<Option<EngineError>, SessionError> {
+        let mut changes = Vec::new();
+        let mut broken = None;
+        for event in batch {
+            match event {
+                Ok(event) => changes.extend(change(event).filter(|(at, _)| *at >= self.synced)),
+                Err(error) => {
+                    broken = Some(error);
+                    break;
+                }
+            }
+        }
+        if changes.is_empty() {
+            return Ok(broken);
+        }
+        let told = self.look_up(engine, &changes).await?;
+        for (id, mut fact) in told.containers {
+            keep_details(&mut fact, self.facts.containers.get(&id));
+            self.facts.containers.insert(id, fact);
+        }
+        let mut last = self.synced;
+        for (at, change) in changes {
+            last = at;
+            self.apply(engine, &told.networks, change, at).await?;
+        }
+        self.publish(last);
+        Ok(broken)
+    }
+
+    /// Asks once for all that the changes need: networks somebody joined, containers not known yet. Both at the same time.
+    async fn look_up(&self, engine: &Engine, changes: &[(Timestamp, Change)]) -> Result<Told, SessionError> {
+        let (mut networks, mut containers) = (BTreeSet::new(), BTreeSet::new());
+        let unknown = |id: &String| !self.facts.containers.contains_key(id);
+        for (_, change) in changes {
+            match change {
+                Change::Connect { network, container } => {
+                    networks.insert(network.clone());
+                    containers.extend(Some(container).filter(|id| unknown(id)).cloned());
+                }
+                Change::NetworkMade(network) => drop(networks.insert(network.clone())),
+                Change::Read(container) => drop(containers.insert(container.clone())),
+                Change::Start(container) => containers.extend(Some(container).filter(|id| unknown(id)).cloned()),
+                Change::Disconnect { .. } | Change::Die(_) | Change::Gone(_) | Change::NetworkGone(_) | Change::Reload => {}
+            }
+        }
+        let networks = futures::future::try_join_all(networks.iter().map(|id| engine.network(id)));
+        let containers = async {
+            let ids: Vec<String> = containers.into_iter().collect();
+            // No ids would mean all of them.
+            if ids.is_empty() { Ok(BTreeMap::new()) } else { engine.containers(&ids).await }
+        };
+        let (networks, containers) = tokio::try_join!(networks, containers)?;
+        Ok(Told { networks: networks.into_iter().flatten().collect(), containers })
+    }
+
+    async fn apply(
+        &mut self,
+        engine: &Engine,
+        networks: &BTreeMap<String, NetworkFact>,
+        change: Change,
+        at: Timestamp,
+    ) -> Result<(), SessionError> {
+        match change {
+            Change::Connect { network, container } => {
+                let Some(told) = networks.get(&network) else { return Ok(()) };
+                // Whoever else the answer lists has an event of its own, with its own time.
+                let known = self.facts.networks.entry(network.clone());
+                known.or_insert_with(|| NetworkFact { attached: BTreeMap::new(), ..told.clone() });
+                match told.attached.get(&container) {
+                    Some(attached) => self.facts.attach(&network, &container, attached.clone()),
+                    None => info!(container, network = told.name, "a container left its network before its address was read"),
+                }
+                if self.facts.containers.get(&container).is_some_and(|fact| fact.running) {
+                    self.ask(engine, container);
+                }
+            }
+            Change::Disconnect { network, container } => self.facts.detach(&network, &container),
+            Change::Read(_) => {}
+            Change::Start(container) => {
+                if let Some(fact) = self.facts.containers.get_mut(&container) {
+                    fact.running = true;
+                }
+                self.ask(engine, container);
+            }
+            Change::Die(container) => {
+                // Its addresses are its own until the engine takes them back: `network disconnect`.
+                if let Some(fact) = self.facts.containers.get_mut(&container) {
+                    fact.running = false;
+                    fact.details = None;
+                }
+            }
+            Change::Gone(container) => self.facts.forget(&container),
+            Change::NetworkMade(network) => {
+                if let Some(told) = networks.get(&network) {
+                    let empty = NetworkFact { attached: BTreeMap::new(), ..told.clone() };
+                    self.facts.networks.entry(network).or_insert(empty);
+                }
+            }
+            Change::NetworkGone(network) => drop(self.facts.networks.remove(&network)),
+            Change::Reload => {
+                self.about = engine.about().await?;
+                self.facts.userland_proxy = self.about.userland_proxy;
+            }
+        }
+        let (inventory, _) = self.facts.join(&self.links.borrow().clone());
+        self.leases.update(&inventory, at);
+        Ok(())
+    }
+
+    /// Publishes what the facts come to, if that is anything new.
+    fn publish(&mut self, at: Timestamp) {
+        let links = self.links.borrow_and_update().clone();
+        let (mut inventory, mut notes) = self.facts.join(&links);
+        self.leases.update(&inventory, at);
+        notes.extend(self.about.notes.iter().cloned());
+        inventory.strangers = self.strangers(&inventory, &links);
+        let blind: Vec<String> = self.blind.iter().cloned().collect();
+        let (leases, engine) = (&self.leases, &self.about.version);
+        self.sender.send_if_modified(|current| {
+            let same = current.inventory == inventory
+                && current.leases == *leases
+                && current.blind == blind
+                && current.notes.iter().eq(&notes)
+                && current.engine == *engine;
+            if !same {
+                let notes = notes.into_iter().collect();
+                *current = Arc::new(Snapshot { inventory, leases: leases.clone(), blind, notes, engine: engine.clone() });
+            }
+            !same
+        });
+    }
+
+    /// Ports that have been nobody's for a while.
+    fn strangers(&mut self, inventory: &policy::Inventory, links: &Links) -> BTreeMap<String, String> {
+        let now = Timestamp::now();
+        let claimed: BTreeSet<&String> = inventory.containers.values().flat_map(|c| &c.legs).filter_map(|leg| leg.port.as_ref()).collect();
+        self.unclaimed.retain(|port, _| links.ports.contains_key(port) && !claimed.contains(port));
+        for port in links.ports.keys().filter(|port| !claimed.contains(port)) {
+            self.unclaimed.entry(port.clone()).or_insert(now);
+        }
+        let old = |since: &Timestamp| now.duration_since(*since).unsigned_abs() >= UNCLAIMED;
+        let strangers = self.unclaimed.iter().filter(|(_, since)| old(since));
+        strangers.map(|(port, _)| (port.clone(), links.ports[port].bridge.clone())).collect()
+    }
+}
+
+/// What the engine answered for a batch.
+struct Told {
+    networks: BTreeMap<String, NetworkFact>,
+    containers: BTreeMap<String, ContainerFact>,
+}
+
+/// The list doesn't have what inspect told; it stays until the container dies.
+fn keep_details(fact: &mut ContainerFact, known: Option<&ContainerFact>) {
+    if fact.running {
+        fact.details = known.filter(|known| known.running).and_then(|known| known.details.clone());
+    }
+}
+
+/// What an event means, and when it happened; `None`: nothing to us.
+fn change(event: EventMessage) -> Option<(Timestamp, Change)> {
+    let at = Timestamp::from_nanosecond(i128::from(event.time_nano?)).ok()?;
+    let kind = event.typ?.to_string();
+    let action = event.action?;
+    let actor = event.actor.unwrap_or_default();
+    let id = actor.id.filter(|id| !id.is_empty());
+    let container = actor.attributes.and_then(|mut attributes| attributes.remove("container"));
+    let change = match (kind.as_str(), action.as_str()) {
+        ("network", "connect") => Change::Connect { network: id?, container: container? },
+        ("network", "disconnect") => Change::Disconnect { network: id?, container: container? },
+        ("network", "create" | "update") => Change::NetworkMade(id?),
+        ("network", "destroy" | "remove") => Change::NetworkGone(id?),
+        ("container", "create" | "rename" | "update") => Change::Read(id?),
+        ("container", "start") => Change::Start(id?),
+        ("container", "die") => Change::Die(id?),
+        ("container", "destroy") => Change::Gone(id?),
+        ("daemon", "reload") => Change::Reload,
+        (_, _) => return None,
+    };
+    Some((at, change))
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::models::{EventActor, EventMessageTypeEnum};
+
+    use super::*;
+
+    fn event(kind: EventMessageTypeEnum, action: &str, attributes: &[(&str, &str)]) -> EventMessage {
+        let attributes = attributes.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        EventMessage {
+            typ: Some(kind),
+            action: Some(action.to_owned()),
+            actor: Some(EventActor { id: Some("id".to_owned()), attributes: Some(attributes) }),
+            time_nano: Some(1_700_000_000_123_456_789),
+            ..EventMessage::default()
+        }
+    }
+
+    #[test]
+    fn an_event_happened_when_the_engine_says_to_the_nanosecond() {
+        let joined = event(EventMessageTypeEnum::NETWORK, "connect", &[("container", "c"), ("name", "front"), ("type", "bridge")]);
+        let (at, what) = change(joined).unwrap();
+        assert_eq!(at.as_nanosecond(), 1_700_000_000_123_456_789);
+        assert_eq!(what, Change::Connect { network: "id".to_owned(), container: "c".to_owned() });
+    }
+
+    #[test]
+    fn a_label_named_like_an_attribute_changes_nothing_about_who_it_is() {
+        let labelled = event(EventMessageTypeEnum::CONTAINER, "rename", &[("container", "another"), ("oldName", "/x"), ("name", "y")]);
+        assert_eq!(change(labelled).unwrap().1, Change::Read("id".to_owned()));
+    }
+
+    #[test]
+    fn events_that_are_nothing_to_us_or_lack_something_are_skipped() {
+        for kind in [EventMessageTypeEnum::IMAGE, EventMessageTypeEnum::VOLUME, EventMessageTypeEnum::DAEMON] {
+            assert_eq!(change(event(kind, "create", &[])), None);
+        }
+        assert_eq!(change(event(EventMessageTypeEnum::CONTAINER, "exec_create: true", &[])), None);
+        assert_eq!(change(event(EventMessageTypeEnum::NETWORK, "connect", &[])), None, "no container");
+        assert_eq!(change(EventMessage::default()), None);
+        let late = EventMessage { time_nano: Some(i64::MAX), ..event(EventMessageTypeEnum::CONTAINER, "die", &[]) };
+        assert!(change(late).is_some(), "any time is a time");
+    }
+}

@@ -1,0 +1,351 @@
+//! The thread that makes facts of what was read: tracks, names, sweeps the table, keeps the switches on.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use policy::attribute::{Attribution, Denial, Fact, Listening, Scene};
+use policy::flow::{FlowOutcome, Tuple};
+use policy::track::{Kind, Sight, Tracker};
+use tokio::sync::{mpsc, watch};
+use tracing::{error, warn};
+
+use super::links::Links;
+use super::listening::Sockets;
+use super::reader::Batch;
+use super::switches::{self, Keep, Originals};
+use super::table::{Features, Table};
+use super::{Account, conntrack};
+use crate::chain::chain;
+use crate::inventory::Snapshot;
+
+/// How often flows are named while some wait for it, and how often the rest is looked after.
+const TURN: Duration = Duration::from_millis(25);
+const IDLE: Duration = Duration::from_millis(100);
+/// How often sysctls, the table and the room in conntrack's table are looked at.
+const ROUND: Duration = Duration::from_secs(1);
+/// Reading the table may take at most one part in this many of the time.
+const SHARE: u32 = 50;
+/// A repair after loss may come as soon as this after the sweep before it.
+const REPAIR_AFTER: Duration = Duration::from_secs(1);
+/// Retransmissions of a denied packet are one flow: TCP doubles its time-out from 1 s (RFC 6298), so the fifth comes after 31 s.
+const SAME_DENIAL: SignedDuration = SignedDuration::from_secs(35);
+/// Denied tuples remembered for that at most (some 20 MB): beyond it a retransmission may count as another flow.
+const DENIALS: usize = 262_144;
+
+/// What the worker works with.
+pub(super) struct Parts {
+    /// Whether the switches stay on at the end.
+    pub(super) stays: Arc<AtomicBool>,
+    pub(super) batches: Receiver<Batch>,
+    pub(super) facts: mpsc::Sender<Fact>,
+    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(super) account: Arc<Mutex<Account>>,
+    pub(super) links: Links,
+    pub(super) table: Table,
+    pub(super) originals: Originals,
+    pub(super) keep: Box<Keep<'static>>,
+    pub(super) kept: watch::Sender<Originals>,
+    pub(super) sweep: Duration,
+    pub(super) since: Timestamp,
+    pub(super) blind: Vec<String>,
+}
+
+pub(super) struct Worker {
+    parts: Parts,
+    tracker: Tracker,
+    attribution: Attribution,
+    sockets: Sockets,
+    sights: Vec<Sight>,
+    out: Vec<Fact>,
+    /// Denied tuples lately reported, with when they were last seen.
+    denied: HashMap<(Tuple, FlowOutcome), Timestamp>,
+    events: u64,
+    lost: u64,
+    repairs: u64,
+    skipped: BTreeMap<&'static str, u64>,
+    repaired: BTreeMap<String, u64>,
+    /// What is wrong with a bridge, or with reading, until it isn't.
+    wrong: BTreeMap<String, String>,
+    room: (u64, u64),
+    swept: Instant,
+    swept_in: Duration,
+    loss_to_repair: bool,
+    turned: Instant,
+    rounded: Instant,
+}
+
+/// What this kernel can't show, for a person.
+pub(super) fn lacks(features: Features) -> Vec<String> {
+    let mut lacks = Vec::new();
+    if !features.labels {
+        lacks.push(
+            "the kernel has no connection labels (NF_CONNTRACK_LABELS): an address is believed wherever its packet came from".to_owned(),
+        );
+    }
+    if !features.payload {
+        lacks.push(
+            "the kernel can't tell payload (before 5.16): use of a TCP edge is seen from byte counts, up to a sweep later".to_owned(),
+        );
+    }
+    lacks
+}
+
+impl Worker {
+    pub(super) fn new(parts: Parts) -> Self {
+        let tracker = Tracker::new(parts.since, parts.table.features().payload);
+        let now = Instant::now();
+        Self {
+            parts,
+            tracker,
+            attribution: Attribution::default(),
+            sockets: Sockets::default(),
+            sights: Vec::new(),
+            out: Vec::new(),
+            denied: HashMap::new(),
+            events: 0,
+            lost: 0,
+            repairs: 0,
+            skipped: BTreeMap::new(),
+            repaired: BTreeMap::new(),
+            wrong: BTreeMap::new(),
+            room: (0, 0),
+            swept: now,
+            swept_in: Duration::ZERO,
+            loss_to_repair: false,
+            turned: now,
+            rounded: now,
+        }
+    }
+
+    /// Works until the reader is gone and all it read is done with; then puts everything back.
+    pub(super) fn run(mut self) {
+        self.lead_bridges_through();
+        self.sweep();
+        self.round();
+        loop {
+            let patience = if self.attribution.waiting() > 0 { TURN } else { IDLE };
+            match self.parts.batches.recv_timeout(patience) {
+                Ok(batch) => self.take(batch),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if self.turned.elapsed() >= TURN {
+                self.turned = Instant::now();
+                self.turn();
+            }
+            if !self.hand_over() {
+                break;
+            }
+        }
+        // What waits for a name still gets the time it needs; nobody reads any more, so this is bounded by the hold.
+        let deadline = Instant::now() + Duration::from_millis(300);
+        while self.attribution.waiting() > 0 && Instant::now() < deadline && !self.parts.facts.is_closed() {
+            std::thread::sleep(TURN);
+            self.resolve();
+            if !self.hand_over() {
+                break;
+            }
+        }
+        self.report();
+        let Parts { table, originals, stays, .. } = self.parts;
+        if let Err(error) = table.remove() {
+            error!(%error, "the observation table could not be removed");
+        }
+        if stays.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Err(error) = originals.restore() {
+            error!(%error, "a switch could not be put back as it was");
+        }
+    }
+
+    fn take(&mut self, batch: Batch) {
+        let Batch { read_at, events, denials, skipped, lost_events, lost_records, failed } = batch;
+        self.events += (events.len() + denials.len()) as u64;
+        for (reason, count) in skipped {
+            *self.skipped.entry(reason).or_default() += count;
+        }
+        if lost_events + lost_records > 0 {
+            self.lost += lost_events + lost_records;
+            self.loss_to_repair |= lost_events > 0;
+            warn!(lost_events, lost_records, "the kernel could not hand over all it saw");
+        }
+        if let Some(error) = failed {
+            self.wrong.insert("read".to_owned(), format!("the kernel's events can't be read any more: {error}"));
+        }
+        for (kind, entry) in &events {
+            self.tracker.feed(*kind, entry, read_at, &mut self.sights);
+        }
+        for denial in denials {
+            self.deny(denial);
+        }
+        self.name_sights();
+    }
+
+    fn deny(&mut self, denial: Denial) {
+        let now = denial.wire.time;
+        if self.denied.len() >= DENIALS {
+            self.denied.clear();
+        }
+        let before = self.denied.insert((denial.wire.tuple, denial.outcome), now);
+        if before.is_none_or(|before| now.duration_since(before) >= SAME_DENIAL) {
+            self.attribution.deny(denial);
+        }
+    }
+
+    fn name_sights(&mut self) {
+        for sight in self.sights.drain(..) {
+            self.attribution.feed(sight, &mut self.out);
+        }
+    }
+
+    /// What is done some times a second.
+    fn turn(&mut self) {
+        match self.parts.links.catch_up() {
+            Ok(_) => {
+                self.wrong.remove("links");
+            }
+            Err(error) => {
+                self.wrong.insert("links".to_owned(), format!("the node's interfaces can't be watched: {error}"));
+            }
+        }
+        self.lead_bridges_through();
+        self.resolve();
+        let due = if self.loss_to_repair { REPAIR_AFTER } else { self.parts.sweep };
+        if self.swept.elapsed() >= due.max(self.swept_in * SHARE) {
+            self.sweep();
+        }
+        if self.rounded.elapsed() >= ROUND {
+            self.round();
+        }
+        self.report();
+    }
+
+    fn resolve(&mut self) {
+        let snapshot = Arc::clone(&self.parts.snapshots.borrow());
+        let scene = Scene::new(&snapshot.inventory, &snapshot.leases, self.parts.links.names());
+        let sockets = &mut self.sockets;
+        let mut asked = |listener, service| sockets.listens(listener, service);
+        let listening: &mut Listening<'_> = &mut asked;
+        self.attribution.resolve(&scene, listening, Timestamp::now(), &mut self.out);
+    }
+
+    /// Switches netfilter on for every bridge of the engine.
+    fn lead_bridges_through(&mut self) {
+        let snapshot = Arc::clone(&self.parts.snapshots.borrow());
+        let bridges: BTreeSet<&str> = snapshot.inventory.networks.values().filter_map(|network| network.bridge.as_deref()).collect();
+        self.wrong.retain(|what, _| what.strip_prefix("bridge ").is_none_or(|bridge| bridges.contains(bridge)));
+        for bridge in bridges {
+            let Parts { links, originals, keep, kept, .. } = &mut self.parts;
+            let known = originals.bridges.contains_key(bridge);
+            let place = format!("bridge {bridge}");
+            match originals.lead_through(links, bridge, keep) {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.wrong.remove(&place);
+                    if known {
+                        warn!(bridge, "somebody switched netfilter off for a bridge; switched on again");
+                        *self.repaired.entry(format!("netfilter of {place}")).or_default() += 1;
+                    } else {
+                        kept.send_replace(originals.clone());
+                    }
+                }
+                Err(error) => {
+                    let text = format!("traffic within {place} is not seen: {}", chain(&error));
+                    self.wrong.insert(place, text);
+                }
+            }
+        }
+    }
+
+    /// Reads the whole table: what goes on, what was there before us, what was lost.
+    fn sweep(&mut self) {
+        let began = Instant::now();
+        let repair = std::mem::take(&mut self.loss_to_repair);
+        let now = Timestamp::now();
+        self.tracker.begin_dump(now);
+        let (tracker, sights, skipped) = (&mut self.tracker, &mut self.sights, &mut self.skipped);
+        let read = conntrack::dump(|entry| tracker.feed(Kind::Dump, &entry, now, sights), |why| *skipped.entry(why.0).or_default() += 1);
+        match read {
+            Ok(()) => {
+                self.wrong.remove("dump");
+                self.repairs += u64::from(repair);
+                self.tracker.end_dump(now, &mut self.sights);
+            }
+            Err(error) => {
+                self.loss_to_repair |= repair;
+                self.wrong.insert("dump".to_owned(), format!("the table of connections can't be read: {error}"));
+            }
+        }
+        self.swept = Instant::now();
+        self.swept_in = began.elapsed();
+        self.name_sights();
+    }
+
+    /// What is done once a second.
+    fn round(&mut self) {
+        self.rounded = Instant::now();
+        self.sockets.forget();
+        let now = Timestamp::now();
+        self.denied.retain(|_, last| now.duration_since(*last) < SAME_DENIAL);
+        if let Some(room) = switches::room() {
+            self.room = room;
+        }
+        let Parts { originals, keep, kept, table, .. } = &mut self.parts;
+        match originals.switch_on(keep) {
+            Ok(changed) => {
+                self.wrong.remove("sysctl");
+                for name in changed {
+                    warn!(name, "somebody switched a sysctl back; switched on again");
+                    *self.repaired.entry(name.to_owned()).or_default() += 1;
+                    kept.send_replace(originals.clone());
+                }
+            }
+            Err(error) => {
+                self.wrong.insert("sysctl".to_owned(), chain(&error));
+            }
+        }
+        match table.repair() {
+            Ok(false) => {
+                self.wrong.remove("table");
+            }
+            Ok(true) => {
+                warn!("somebody removed the observation table; it is back");
+                *self.repaired.entry("the observation table".to_owned()).or_default() += 1;
+                self.loss_to_repair = true;
+            }
+            Err(error) => {
+                self.wrong.insert("table".to_owned(), format!("connections are not tracked: {error}"));
+            }
+        }
+    }
+
+    fn report(&self) {
+        let mut skipped: BTreeMap<String, u64> = self.skipped.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect();
+        if self.parts.links.skipped() > 0 {
+            skipped.insert("a message about an interface could not be read".to_owned(), self.parts.links.skipped());
+        }
+        let account = Account {
+            since: Some(self.parts.since),
+            events: self.events,
+            lost: self.lost,
+            repairs: self.repairs,
+            unattributed: self.attribution.unattributed(),
+            skipped,
+            followed: (self.tracker.open(), self.attribution.waiting()),
+            room: self.room,
+            repaired: self.repaired.clone(),
+            blind: self.parts.blind.iter().chain(self.wrong.values()).cloned().collect(),
+        };
+        *self.parts.account.lock().unwrap_or_else(PoisonError::into_inner) = account;
+    }
+
+    /// Hands the facts over; false: nobody takes them any more.
+    fn hand_over(&mut self) -> bool {
+        self.out.drain(..).all(|fact| self.parts.facts.blocking_send(fact).is_ok())
+    }
+}

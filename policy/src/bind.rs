@@ -1,0 +1,228 @@
+//! Plan (written in identities) + what runs here = ruleset (written in addresses).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+
+use crate::evaluate::{Scene, Standing};
+use crate::inventory::{Container, Inventory, Network, Published};
+use crate::policy_set::{Direction, Peer, PolicySet, Rule};
+use crate::ruleset::{Door, Pair, Pin, Remote, Ruleset, Spot};
+use crate::segment::{Mode, Selector};
+use crate::service::Ports;
+use crate::workload::Workload;
+
+/// Names of the networks of each workload that runs here, as [`Scene`] wants them.
+pub fn networks(inventory: &Inventory) -> BTreeMap<Workload, BTreeSet<String>> {
+    let owned = |names: BTreeSet<&str>| names.into_iter().map(str::to_owned).collect();
+    inventory.workloads().into_iter().map(|(workload, names)| (workload.clone(), owned(names))).collect()
+}
+
+/// The ruleset of this node, at this moment. Deterministic.
+pub fn bind(set: &PolicySet, inventory: &Inventory, now: Timestamp) -> Ruleset {
+    let networks = networks(inventory);
+    let scene = Scene { set, networks: &networks, now };
+    let mut ruleset = Ruleset { bridges: inventory.networks.values().filter_map(|n| n.bridge.clone()).collect(), ..Ruleset::default() };
+
+    let standings: BTreeMap<&str, Standing> = inventory.containers.values().map(|c| (c.id.as_str(), scene.standing(&c.workload))).collect();
+    for container in inventory.containers.values() {
+        let guarded = match standings[container.id.as_str()] {
+            Standing::Open => continue,
+            Standing::Audit => false,
+            Standing::Enforce(_) | Standing::Quarantined => true,
+        };
+        for leg in &container.legs {
+            let watch = ruleset.watched.entry(leg.bridge.clone()).or_default();
+            watch.guarded |= guarded;
+        }
+    }
+    for bridge in guarded_beforehand(set, inventory) {
+        ruleset.watched.entry(bridge.clone()).or_default().guarded = true;
+    }
+    for container in inventory.containers.values() {
+        let standing = standings[container.id.as_str()];
+        for leg in &container.legs {
+            let Some(watch) = ruleset.watched.get(&leg.bridge) else { continue };
+            if let (true, Some(port)) = (watch.guarded, &leg.port) {
+                let pin = Pin { bridge: leg.bridge.clone(), mac: leg.mac, addresses: leg.addresses.clone() };
+                ruleset.pins.insert(port.clone(), pin);
+            }
+        }
+        for spot in spots(container) {
+            if spot.bridge.as_ref().is_some_and(|bridge| ruleset.watched.contains_key(bridge)) {
+                ruleset.sides.insert(spot, standing);
+            }
+        }
+        if matches!(standing, Standing::Audit | Standing::Enforce(_)) {
+            allow_sides(&scene, inventory, container, &mut ruleset.pairs);
+        }
+        if inventory.userland_proxy && standing != Standing::Open {
+            open_doors(&scene, inventory, container, standing, &mut ruleset);
+        }
+    }
+    ruleset
+}
+
+/// Bridges of networks that belong to an enforced segment by their project or name, whoever runs there. Before the first
+/// container of the segment runs, and between two of them, they are closed already: the engine tells of a container after the
+/// container's first packet.
+fn guarded_beforehand<'a>(set: &'a PolicySet, inventory: &'a Inventory) -> impl Iterator<Item = &'a String> {
+    let takes = |selector: &Selector, network: &Network| match selector {
+        Selector::Project(project) => network.project.as_ref() == Some(project),
+        Selector::Network(name) => *name == network.name,
+        Selector::Workload(_) => false,
+    };
+    let enforced = || set.segments.values().filter(|segment| segment.mode == Mode::Enforce);
+    let bridges = inventory.networks.values().filter_map(|network| Some((network.bridge.as_ref()?, network)));
+    bridges
+        .filter(move |(_, network)| enforced().flat_map(|segment| &segment.members).any(|selector| takes(selector, network)))
+        .map(|(bridge, _)| bridge)
+}
+
+fn spots(container: &Container) -> impl Iterator<Item = Spot> + '_ {
+    container.legs.iter().flat_map(|leg| leg.addresses.iter().map(|&address| Spot { bridge: Some(leg.bridge.clone()), address }))
+}
+
+fn same_family(a: IpAddr, b: IpAddr) -> bool {
+    a.is_ipv4() == b.is_ipv4()
+}
+
+fn rules<'a>(scene: &'a Scene<'_>, workload: &Workload, direction: Direction) -> impl Iterator<Item = &'a Rule> {
+    let rules = scene.set.policies.get(workload).map(|policy| policy.rules(direction));
+    rules.into_iter().flatten().filter(|rule| rule.in_force(scene.now))
+}
+
+/// Where a peer is found on this node.
+fn remotes(inventory: &Inventory, peer: &Peer) -> Vec<Remote> {
+    match peer {
+        Peer::Workload(workload) => {
+            inventory.containers.values().filter(|c| c.workload == *workload).flat_map(spots).map(Remote::Spot).collect()
+        }
+        Peer::Host => inventory.host.iter().map(|&address| Remote::Spot(Spot { bridge: None, address })).collect(),
+        // Loopback never crosses a bridge (RFC 1122, 3.2.1.3 (g); RFC 4291, 2.5.3): the rule for the resolver in the container's
+        // own namespace needs no element in the kernel.
+        Peer::Outside(net) if net.addr().is_loopback() => Vec::new(),
+        Peer::Outside(net) => vec![Remote::Outside(*net)],
+    }
+}
+
+fn fits(local: &Spot, remote: &Remote) -> bool {
+    match remote {
+        Remote::Spot(spot) => same_family(local.address, spot.address),
+        Remote::Outside(net) => same_family(local.address, net.addr()),
+    }
+}
+
+/// The pairs of one container's own two sides.
+fn allow_sides(scene: &Scene<'_>, inventory: &Inventory, container: &Container, pairs: &mut BTreeSet<Pair>) {
+    let locals: Vec<Spot> = spots(container).collect();
+    let mut add = |direction, remote: &Remote, ports| {
+        for local in locals.iter().filter(|local| fits(local, remote)) {
+            pairs.insert(Pair { direction, local: local.clone(), remote: remote.clone(), ports });
+        }
+    };
+    for direction in [Direction::Egress, Direction::Ingress] {
+        for rule in rules(scene, &container.workload, direction) {
+            for remote in remotes(inventory, &rule.peer) {
+                add(direction, &remote, rule.ports);
+            }
+        }
+    }
+    if !inventory.userland_proxy {
+        return;
+    }
+    // A server of ours reached by the proxy's port: the packet goes to the node, the rule names the workload behind.
+    for rule in rules(scene, &container.workload, Direction::Egress) {
+        let Peer::Workload(peer) = &rule.peer else { continue };
+        for server in inventory.containers.values().filter(|c| c.workload == *peer) {
+            for published in server.published.iter().filter(|p| behind(&rule.ports, p)) {
+                for door in doors(inventory, published) {
+                    let remote = Remote::Spot(Spot { bridge: None, address: door.address });
+                    add(Direction::Egress, &remote, door_ports(&door));
+                }
+            }
+        }
+    }
+    // The proxy's own leg: who may come was decided at the door.
+    for published in &container.published {
+        let Ok(ports) = Ports::new(published.protocol, published.container_port, published.container_port) else { continue };
+        for &address in &inventory.host {
+            add(Direction::Ingress, &Remote::Spot(Spot { bridge: None, address }), ports);
+        }
+    }
+}
+
+fn behind(ports: &Ports, published: &Published) -> bool {
+    ports.holds(crate::Service { protocol: published.protocol, port: published.container_port })
+}
+
+fn door_ports(door: &Door) -> Ports {
+    Ports::from(crate::Service { protocol: door.protocol, port: door.port })
+}
+
+/// The node's addresses that a published port is reachable at.
+fn doors<'a>(inventory: &'a Inventory, published: &'a Published) -> impl Iterator<Item = Door> + 'a {
+    let at = move |address: IpAddr| match published.address {
+        any if any.is_unspecified() => same_family(any, address),
+        exact => exact == address,
+    };
+    let door = move |address: IpAddr| Door { address, protocol: published.protocol, port: published.port };
+    inventory.host.iter().copied().filter(move |&address| at(address)).map(door)
+}
+
+/// The doors of one container, and who may come in by them: whoever its ingress allows on the port behind.
+fn open_doors(scene: &Scene<'_>, inventory: &Inventory, container: &Container, standing: Standing, ruleset: &mut Ruleset) {
+    for published in &container.published {
+        for door in doors(inventory, published) {
+            let local = Spot { bridge: None, address: door.address };
+            let ports = door_ports(&door);
+            ruleset.doors.insert(door, standing);
+            if standing == Standing::Quarantined {
+                continue;
+            }
+            for rule in rules(scene, &container.workload, Direction::Ingress).filter(|rule| behind(&rule.ports, published)) {
+                for remote in remotes(inventory, &rule.peer).into_iter().filter(|remote| fits(&local, remote)) {
+                    ruleset.pairs.insert(Pair { direction: Direction::Ingress, local: local.clone(), remote, ports });
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::{Refusal, Segment};
+
+    #[test]
+    fn a_network_of_an_enforced_project_is_guarded_while_nothing_runs_on_it() {
+        let network = |name: &str, project: Option<&str>| Network {
+            id: name.into(),
+            name: name.into(),
+            project: project.map(str::to_owned),
+            driver: "bridge".into(),
+            bridge: Some(format!("br-{name}")),
+            subnets: Vec::new(),
+            internal: false,
+            unmanaged: BTreeSet::new(),
+        };
+        let networks = [network("shop_back", Some("shop")), network("named", None), network("other", Some("blog"))];
+        let inventory = Inventory { networks: networks.map(|network| (network.id.clone(), network)).into(), ..Inventory::default() };
+        let segment = |mode| Segment {
+            name: "shop".into(),
+            members: [Selector::Project("shop".into()), Selector::Network("named".into())].into(),
+            mode,
+            refusal: Refusal::Reject,
+            promotion: None,
+        };
+        let guarded = |mode| {
+            let set = PolicySet { segments: [("shop".to_owned(), segment(mode))].into(), ..PolicySet::default() };
+            let ruleset = bind(&set, &inventory, Timestamp::UNIX_EPOCH);
+            ruleset.watched.into_iter().filter(|(_, watch)| watch.guarded).map(|(bridge, _)| bridge).collect::<Vec<_>>()
+        };
+
+        assert_eq!(guarded(Mode::Enforce), ["br-named", "br-shop_back"]);
+        assert_eq!(guarded(Mode::Audit), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,133 @@
+//! Findings on a suggestion: what a person should know before approving, each with a severity and a sentence.
+//!
+//! It judges; it never changes what is proposed. Only `no-evidence` blocks: everything else may be right, and is said.
+
+mod said;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use crate::evidence::Evidence;
+use crate::graph::EdgeKey;
+use crate::learn::outside::Choice;
+use crate::learn::{Known, Why, Window};
+use crate::policy_set::{Direction, Peer, Rule, WorkloadPolicy};
+use crate::service::Ports;
+use crate::suggestion::{Coverage, Finding, ProposedRule};
+use crate::workload::Workload;
+
+/// What a suggestion is made of, before its findings.
+pub(crate) struct Material<'a> {
+    pub(crate) workload: &'a Workload,
+    pub(crate) known: Option<&'a Known>,
+    pub(crate) policy: Option<&'a WorkloadPolicy>,
+    pub(crate) rules: &'a [ProposedRule],
+    /// Edges in use.
+    pub(crate) used: &'a BTreeMap<EdgeKey, &'a Evidence>,
+    /// Edges that are only shown.
+    pub(crate) shown: &'a [(&'a EdgeKey, &'a Evidence, &'a Why)],
+    pub(crate) choices: &'a [Choice],
+    pub(crate) halves: &'a [HalfApproved],
+    pub(crate) window: Option<&'a Window>,
+    pub(crate) coverage: &'a Coverage,
+    /// How many edges of `shown` are not listed one by one.
+    pub(crate) unlisted: usize,
+    pub(crate) stable_hours: u32,
+    pub(crate) now: Timestamp,
+}
+
+/// The findings, the heaviest first.
+pub(crate) fn findings(material: &Material<'_>) -> Vec<Finding> {
+    let mut findings = said::all(material);
+    findings.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));
+    findings.dedup();
+    findings
+}
+
+/// Whether one rule allows all that another allows, for as long.
+pub fn covers(wide: &Rule, narrow: &Rule) -> bool {
+    let peer = match (&wide.peer, &narrow.peer) {
+        (Peer::Workload(a), Peer::Workload(b)) => a == b,
+        (Peer::Host, Peer::Host) => true,
+        (Peer::Outside(a), Peer::Outside(b)) => a.contains(b),
+        (Peer::Workload(_) | Peer::Host | Peer::Outside(_), _) => false,
+    };
+    let (a, b) = (wide.ports, narrow.ports);
+    let ports = a.protocol() == b.protocol() && a.first() <= b.first() && b.last() <= a.last();
+    let time = match (wide.until, narrow.until) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(wide), Some(narrow)) => narrow <= wide,
+    };
+    peer && ports && time
+}
+
+/// An edge between two workloads of which one side is approved and the other is not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HalfApproved {
+    /// Client.
+    pub from: Workload,
+    /// Server.
+    pub to: Workload,
+    /// On the server's ports.
+    pub ports: Ports,
+    /// Until when the approved side holds.
+    pub until: Option<Timestamp>,
+    /// Which side is missing.
+    pub missing: Direction,
+}
+
+impl HalfApproved {
+    /// The workload whose side is missing.
+    pub fn missing_on(&self) -> &Workload {
+        match self.missing {
+            Direction::Egress => &self.from,
+            Direction::Ingress => &self.to,
+        }
+    }
+}
+
+impl std::fmt::Display for HalfApproved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { from, to, ports, until: _, missing } = self;
+        let (there, not) = match missing {
+            Direction::Egress => (format!("ingress of {to}"), format!("egress of {from}")),
+            Direction::Ingress => (format!("egress of {from}"), format!("ingress of {to}")),
+        };
+        write!(f, "{from} -> {to} {ports}: {there} is approved, {not} is not")
+    }
+}
+
+/// Every edge of which only one side is approved, in order. An edge whose other side allows some of its ports is approved as far as
+/// that side wants it: to offer the rest would widen it.
+pub fn half_approved(policies: &BTreeMap<Workload, WorkloadPolicy>, now: Timestamp) -> Vec<HalfApproved> {
+    let mut halves = Vec::new();
+    for (workload, policy) in policies {
+        for (direction, other) in [(Direction::Egress, Direction::Ingress), (Direction::Ingress, Direction::Egress)] {
+            for rule in policy.rules(direction).iter().filter(|rule| rule.in_force(now)) {
+                let Peer::Workload(peer) = &rule.peer else { continue };
+                let answers = |answer: &Rule| {
+                    let of_workload = matches!(&answer.peer, Peer::Workload(named) if named == workload);
+                    of_workload && answer.in_force(now) && overlap(answer.ports, rule.ports)
+                };
+                if policies.get(peer).is_some_and(|policy| policy.rules(other).iter().any(answers)) {
+                    continue;
+                }
+                let (from, to) = match direction {
+                    Direction::Egress => (workload.clone(), peer.clone()),
+                    Direction::Ingress => (peer.clone(), workload.clone()),
+                };
+                halves.push(HalfApproved { from, to, ports: rule.ports, until: rule.until, missing: other });
+            }
+        }
+    }
+    halves.sort();
+    halves.dedup();
+    halves
+}
+
+fn overlap(a: Ports, b: Ports) -> bool {
+    a.protocol() == b.protocol() && a.first() <= b.last() && b.first() <= a.last()
+}

@@ -1,0 +1,158 @@
+//! Who held an address, and when. Kept from one inventory to the next by their difference; nothing is looked up, no clock is read.
+//!
+//! # Why
+//! The engine gives the address of a stopped container to the next one at once (measured: a stop and a start in another order
+//! swaps two addresses). A flow that is named a moment after it was captured must get the name of whoever held the address when
+//! the packet was sent, so ended leases are kept for a while, and an address that passes on ends one lease as it begins the next.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::inventory::Inventory;
+use crate::workload::{Endpoint, Workload};
+
+/// How long an ended lease is kept: longer than the kernel keeps a finished connection (120 s in TIME_WAIT, and for UDP), so that
+/// its last event still finds the name.
+pub const KEPT: SignedDuration = SignedDuration::from_mins(10);
+
+/// One address in the hands of one container, for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Lease {
+    /// The engine's id of the container.
+    pub container: String,
+    /// The end that its flows belong to.
+    pub endpoint: Endpoint,
+    /// What runs in it.
+    pub workload: Workload,
+    /// Interface name of the bridge; `None`: the address is on a network that is not a bridge of this node (macvlan, overlay).
+    pub bridge: Option<String>,
+    /// The address.
+    pub address: IpAddr,
+    /// When it began, included.
+    pub from: Timestamp,
+    /// When it ended, excluded; `None`: it goes on.
+    pub until: Option<Timestamp>,
+}
+
+impl Lease {
+    fn held_at(&self, at: Timestamp) -> bool {
+        self.from <= at && self.until.is_none_or(|until| at < until)
+    }
+}
+
+/// Where an address is: the same address on another bridge is another one.
+type Place = (IpAddr, Option<String>);
+
+/// Who holds a place, as an inventory has it.
+struct Claim<'a> {
+    container: &'a str,
+    endpoint: Endpoint,
+    workload: &'a Workload,
+}
+
+impl Claim<'_> {
+    fn is(&self, lease: &Lease) -> bool {
+        self.container == lease.container && self.endpoint == lease.endpoint && *self.workload == lease.workload
+    }
+}
+
+/// The leases of one node, running and lately ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaseBook {
+    /// By place, in the order in which they began; only the last of a place may be running.
+    leases: BTreeMap<Place, Vec<Lease>>,
+}
+
+impl LeaseBook {
+    /// Begins the leases that `inventory` has and the book doesn't, ends those it has no more, forgets those that ended [`KEPT`]
+    /// before `at`. `at` is when it happened: the time of the engine's event, not of its arrival.
+    pub fn update(&mut self, inventory: &Inventory, at: Timestamp) {
+        let mut claims = claims(inventory);
+        for (place, leases) in &mut self.leases {
+            let claims = claims.remove(place).unwrap_or_default();
+            pass_on(place, leases, claims, at);
+        }
+        for (place, claims) in claims {
+            pass_on(&place, self.leases.entry(place.clone()).or_default(), claims, at);
+        }
+        self.leases.retain(|_, leases| {
+            leases.retain(|lease| lease.until.is_none_or(|until| at.duration_since(until) < KEPT));
+            !leases.is_empty()
+        });
+    }
+
+    /// Who held `address` at that moment on that bridge; without a bridge: who held it anywhere, unless several did.
+    pub fn find(&self, bridge: Option<&str>, address: IpAddr, at: Timestamp) -> Option<&Lease> {
+        match bridge {
+            Some(bridge) => self.held(&(address, Some(bridge.to_owned())), at),
+            None => {
+                let mut holders = self.holders(address, at);
+                let first = holders.next()?;
+                holders.next().is_none().then_some(first)
+            }
+        }
+    }
+
+    /// Everybody who held `address` at that moment, one a bridge: several only where subnets overlap.
+    pub fn holders(&self, address: IpAddr, at: Timestamp) -> impl Iterator<Item = &Lease> {
+        let places = self.leases.range((address, None)..).take_while(move |((found, _), _)| *found == address);
+        places.filter_map(move |(place, _)| self.held(place, at))
+    }
+
+    /// Every lease in the book, by place, in the order in which they began.
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.leases.values().flatten()
+    }
+
+    fn held(&self, place: &Place, at: Timestamp) -> Option<&Lease> {
+        // The latest first: where two touch, the moment belongs to the newer one.
+        self.leases.get(place)?.iter().rev().find(|lease| lease.held_at(at))
+    }
+}
+
+fn claims(inventory: &Inventory) -> BTreeMap<Place, Vec<Claim<'_>>> {
+    let mut claims: BTreeMap<Place, Vec<Claim<'_>>> = BTreeMap::new();
+    for container in inventory.containers.values() {
+        let mut claim = |place, endpoint| {
+            claims.entry(place).or_default().push(Claim { container: &container.id, endpoint, workload: &container.workload });
+        };
+        for leg in &container.legs {
+            for &address in &leg.addresses {
+                claim((address, Some(leg.bridge.clone())), container.endpoint());
+            }
+        }
+        for &address in container.elsewhere.iter().flat_map(|attachment| &attachment.addresses) {
+            claim((address, None), Endpoint::Unmanaged { name: container.name.clone(), address });
+        }
+    }
+    claims
+}
+
+/// Ends and begins the leases of one place. A container that never held it wins over the one that does: the engine gives an
+/// address away only after it has taken it back, so the old holder is one whose end we have not been told yet.
+fn pass_on(place: &Place, leases: &mut Vec<Lease>, claims: Vec<Claim<'_>>, at: Timestamp) {
+    let newcomer = claims.iter().position(|claim| leases.iter().all(|lease| lease.container != claim.container));
+    let running = leases.last_mut().filter(|lease| lease.until.is_none());
+    let next = match (newcomer, &running) {
+        (Some(newcomer), _) => Some(newcomer),
+        (None, Some(running)) if claims.iter().any(|claim| claim.is(running)) => return,
+        // The same container under another name, before anybody else who once was here.
+        (None, Some(running)) => claims.iter().position(|claim| claim.container == running.container).or((!claims.is_empty()).then_some(0)),
+        (None, None) => (!claims.is_empty()).then_some(0),
+    };
+    if let Some(running) = running {
+        // An event that comes out of order can't end a lease before it began.
+        running.until = Some(at.max(running.from));
+    }
+    let Some(Claim { container, endpoint, workload }) = next.and_then(|next| claims.into_iter().nth(next)) else { return };
+    let (address, bridge) = place.clone();
+    let from = leases.last().and_then(|lease| lease.until).map_or(at, |until| at.max(until));
+    leases.push(Lease { container: container.to_owned(), endpoint, workload: workload.clone(), bridge, address, from, until: None });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,194 @@
+//! The allowlist in force: what people approved. Only allows; the single deny is a quarantine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::segment::Segment;
+use crate::service::Ports;
+use crate::workload::{Endpoint, Workload};
+
+/// The other end that a rule names. There is no empty peer and no "everyone": the widest is every address outside, and
+/// that never includes a workload.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Peer {
+    /// A workload, its one-off runs included.
+    Workload(Workload),
+    /// The node the workload runs on, by any of its addresses.
+    Host,
+    /// Addresses outside (and of unmanaged containers). Never matches a workload, nor an unknown address on an engine's network.
+    Outside(IpNet),
+}
+
+impl Peer {
+    /// Whether this endpoint is meant.
+    pub fn holds(&self, endpoint: &Endpoint) -> bool {
+        match (self, endpoint) {
+            (Self::Workload(w), Endpoint::Workload(e) | Endpoint::Run(e)) => w == e,
+            (Self::Host, Endpoint::Host) => true,
+            (Self::Outside(net), Endpoint::Outside(address) | Endpoint::Unmanaged { address, .. }) => net.contains(address),
+            (Self::Workload(_) | Self::Host | Self::Outside(_), _) => false,
+        }
+    }
+
+    /// Exactly this address outside.
+    pub fn address(address: IpAddr) -> Self {
+        Self::Outside(IpNet::from(address))
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Workload(w) => w.fmt(f),
+            Self::Host => f.write_str("host:"),
+            Self::Outside(net) if net.prefix_len() == net.max_prefix_len() => write!(f, "outside:{}", net.addr()),
+            Self::Outside(net) => write!(f, "outside:{net}"),
+        }
+    }
+}
+
+/// Text that is not a peer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{text}\" is not a peer: write a workload (shop/db), host: or outside:NETWORK, for example outside:192.0.2.0/24")]
+pub struct NotAPeer {
+    /// What was given.
+    pub text: String,
+}
+
+impl FromStr for Peer {
+    type Err = NotAPeer;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || NotAPeer { text: text.to_owned() };
+        if text == "host:" {
+            return Ok(Self::Host);
+        }
+        match text.strip_prefix("outside:") {
+            Some(net) => {
+                let parsed: IpNet = net.parse().or_else(|_| net.parse::<IpAddr>().map(IpNet::from)).map_err(|_| wrong())?;
+                // 10.0.0.5/8 is a typing mistake of one kind or another; guessing which would widen or narrow it.
+                if parsed.trunc() == parsed { Ok(Self::Outside(parsed)) } else { Err(wrong()) }
+            }
+            // A network without its prefix would be a workload that nobody is; no project or namespace is called like an address.
+            None if text.parse::<IpNet>().is_ok() => Err(wrong()),
+            None => text.parse().map(Self::Workload).map_err(|_| wrong()),
+        }
+    }
+}
+
+text_serde!(Peer);
+
+/// Which side of a workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Direction {
+    /// Others to the workload.
+    Ingress,
+    /// The workload to others.
+    Egress,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        })
+    }
+}
+
+/// One allow.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rule {
+    /// The other end.
+    pub peer: Peer,
+    /// The server's ports: the peer's for egress, the workload's own for ingress.
+    pub ports: Ports,
+    /// Until when; `None`: until somebody takes it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Timestamp>,
+}
+
+impl Rule {
+    /// Whether the rule still holds.
+    pub fn in_force(&self, now: Timestamp) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.peer, self.ports)?;
+        match self.until {
+            Some(until) => write!(f, " until {until}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What one workload may do. Having one, even an empty one, is what "approved" means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WorkloadPolicy {
+    /// Whose policy.
+    pub workload: Workload,
+    /// Who may reach it.
+    #[serde(default)]
+    pub ingress: BTreeSet<Rule>,
+    /// Whom it may reach.
+    #[serde(default)]
+    pub egress: BTreeSet<Rule>,
+}
+
+impl WorkloadPolicy {
+    /// An approved policy without a rule: nothing but what is always allowed.
+    pub fn empty(workload: Workload) -> Self {
+        Self { workload, ingress: BTreeSet::new(), egress: BTreeSet::new() }
+    }
+
+    /// The rules of one side.
+    pub fn rules(&self, direction: Direction) -> &BTreeSet<Rule> {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+
+    /// The rules of one side, to change.
+    pub fn rules_mut(&mut self, direction: Direction) -> &mut BTreeSet<Rule> {
+        match direction {
+            Direction::Ingress => &mut self.ingress,
+            Direction::Egress => &mut self.egress,
+        }
+    }
+}
+
+/// One workload cut off, living connections too; wins over every allow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Quarantine {
+    /// Who is cut off.
+    pub workload: Workload,
+    /// Why, in a person's words.
+    #[serde(default)]
+    pub comment: String,
+}
+
+/// Everything that is in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicySet {
+    /// Segments by name.
+    pub segments: BTreeMap<String, Segment>,
+    /// Approved policies by workload.
+    pub policies: BTreeMap<Workload, WorkloadPolicy>,
+    /// Who is cut off.
+    pub quarantines: BTreeMap<Workload, Quarantine>,
+}

@@ -1,0 +1,359 @@
+//! evaluate == bind: over random inventories and policy sets, a small interpreter of the ruleset (what the kernel does with it)
+//! says of every pair what the reference meaning says.
+#![allow(clippy::unwrap_used, reason = "an unwrap that fails is a failed test")]
+
+mod kernel;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use jiff::Timestamp;
+use kernel::{Place, judge};
+use policy::inventory::{Container, Leg, Network, Published};
+use policy::policy_set::{Direction, Quarantine};
+use policy::segment::Refusal;
+use policy::{
+    Connection, Endpoint, Inventory, Mode, Peer, PolicySet, Ports, Protocol, Rule, Scene, Segment, Selector, Service, Verdict, Workload,
+    WorkloadPolicy, bind, evaluate,
+};
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+const BRIDGES: usize = 3;
+const NOW: i64 = 1_795_168_800;
+
+fn now() -> Timestamp {
+    Timestamp::from_second(NOW).unwrap()
+}
+
+fn workloads() -> Vec<Workload> {
+    ["p/a", "p/b", "q/a", "q/c", "d"].iter().map(|name| name.parse().unwrap()).collect()
+}
+
+/// Bridge 0 and 1 have the same subnet: the same address on another bridge is another spot.
+fn subnet(bridge: usize) -> u8 {
+    if bridge == 1 { 0 } else { bridge as u8 }
+}
+
+fn v4(bridge: usize, host: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(172, 18, subnet(bridge), host))
+}
+
+fn v6(bridge: usize, host: u8) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0xfd18, 0, 0, subnet(bridge).into(), 0, 0, 0, host.into()))
+}
+
+fn host_addresses() -> BTreeSet<IpAddr> {
+    let gateways = (0..BRIDGES).flat_map(|bridge| [v4(bridge, 1), v6(bridge, 1)]);
+    gateways.chain(["192.0.2.10".parse().unwrap(), "2001:db8::10".parse().unwrap()]).collect()
+}
+
+fn outside_addresses() -> Vec<IpAddr> {
+    ["198.51.100.7", "203.0.113.9", "10.1.2.3", "2001:db8:1::7"].iter().map(|a| a.parse().unwrap()).collect()
+}
+
+fn services() -> Vec<Service> {
+    let mut all: Vec<Service> =
+        ["tcp/80", "tcp/443", "udp/53", "icmp/8", "icmpv6/128", "sctp/80", "ip47"].iter().map(|s| s.parse().unwrap()).collect();
+    all.extend((0..4).map(|n| Service::tcp(8000 + n)));
+    all
+}
+
+fn network(bridge: usize) -> Network {
+    Network {
+        id: format!("id{bridge}"),
+        name: format!("net{bridge}"),
+        project: None,
+        driver: "bridge".to_owned(),
+        bridge: Some(format!("br{bridge}")),
+        subnets: Vec::new(),
+        internal: false,
+        unmanaged: BTreeSet::new(),
+    }
+}
+
+/// Workload, one-off, bridges it is attached to, published container port and the kind of address it is published at.
+type Sketch = (usize, bool, BTreeSet<usize>, Option<(u16, usize)>);
+
+fn container(number: usize, (workload, one_off, bridges, published): &Sketch) -> Container {
+    let leg = |&bridge: &usize| Leg {
+        network: format!("id{bridge}"),
+        bridge: format!("br{bridge}"),
+        port: Some(format!("veth{number}x{bridge}")),
+        mac: [2, 0, 0, 0, number as u8, bridge as u8],
+        addresses: [v4(bridge, 10 + number as u8), v6(bridge, 10 + number as u8)].into(),
+    };
+    let at = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED), "192.0.2.10".parse().unwrap()];
+    let publish = |&(container_port, kind): &(u16, usize)| Published {
+        address: at[kind],
+        port: 8000 + number as u16,
+        protocol: Protocol::Tcp,
+        container_port,
+    };
+    Container {
+        id: format!("c{number}"),
+        name: format!("c{number}"),
+        workload: workloads()[*workload].clone(),
+        one_off: *one_off,
+        engine_named: false,
+        image: String::new(),
+        labels: BTreeMap::new(),
+        pid: None,
+        legs: bridges.iter().map(leg).collect(),
+        published: published.iter().map(publish).collect(),
+        resolvers: Vec::new(),
+        members: Vec::new(),
+        elsewhere: Default::default(),
+        unmanaged: BTreeSet::new(),
+    }
+}
+
+fn inventories() -> impl Strategy<Value = Inventory> {
+    let published = proptest::option::weighted(0.8, (select(vec![80u16, 443]), 0..3usize));
+    let sketch = (0..workloads().len(), prop::bool::weighted(0.2), btree_set(0..BRIDGES, 1..3), published);
+    (vec(sketch, 2..5), prop::bool::weighted(0.7)).prop_map(|(sketches, userland_proxy)| Inventory {
+        networks: (0..BRIDGES).map(|bridge| (format!("id{bridge}"), network(bridge))).collect(),
+        containers: sketches.iter().enumerate().map(|(n, sketch)| (format!("c{n}"), container(n, sketch))).collect(),
+        host: host_addresses(),
+        userland_proxy,
+        ..Inventory::default()
+    })
+}
+
+fn rules() -> impl Strategy<Value = Rule> {
+    let nets = ["0.0.0.0/0", "::/0", "198.51.100.0/24", "203.0.113.9", "172.18.0.0/16", "2001:db8::/32"];
+    let outside = nets.map(|net| format!("outside:{net}").parse::<Peer>().unwrap());
+    let peer = prop_oneof![
+        4 => select(workloads()).prop_map(Peer::Workload),
+        1 => Just(Peer::Host),
+        2 => select(outside.to_vec()),
+    ];
+    let ports: Vec<Ports> =
+        ["tcp/80", "tcp/443", "tcp/1-1024", "udp/53", "icmp/8", "icmpv6/0-255", "sctp/80", "ip47", "tcp/8000-8001", "tcp/1-65535"]
+            .iter()
+            .map(|p| p.parse().unwrap())
+            .collect();
+    let until = prop_oneof![6 => Just(None), 1 => Just(Some(-5i64)), 1 => Just(Some(60))];
+    (peer, select(ports), until).prop_map(|(peer, ports, until)| Rule {
+        peer,
+        ports,
+        until: until.map(|s| Timestamp::from_second(NOW + s).unwrap()),
+    })
+}
+
+fn sets() -> impl Strategy<Value = PolicySet> {
+    let selector = prop_oneof![
+        select(workloads()).prop_map(Selector::Workload),
+        select(vec!["p", "q"]).prop_map(|p| Selector::Project(p.to_owned())),
+        (0..BRIDGES).prop_map(|bridge| Selector::Network(format!("net{bridge}"))),
+    ];
+    let mode = prop_oneof![1 => Just(Mode::Learn), 2 => Just(Mode::Audit), 4 => Just(Mode::Enforce)];
+    let refusal = select(vec![Refusal::Reject, Refusal::Drop]);
+    let segments = btree_map(select(vec!["s", "t", "u"]), (btree_set(selector, 0..4), mode, refusal), 0..4);
+    let policies = btree_map(0..workloads().len(), (btree_set(rules(), 0..6), btree_set(rules(), 0..6)), 1..6);
+    let quarantines = btree_set(0..workloads().len(), 0..2);
+    (segments, policies, prop_oneof![3 => Just(BTreeSet::new()), 1 => quarantines]).prop_map(|(segments, policies, quarantines)| {
+        PolicySet {
+            segments: segments
+                .into_iter()
+                .map(|(name, (members, mode, refusal))| {
+                    let name = name.to_owned();
+                    (name.clone(), Segment { name, members, mode, refusal, promotion: None })
+                })
+                .collect(),
+            policies: policies
+                .into_iter()
+                .map(|(n, (ingress, egress))| {
+                    let workload = workloads()[n].clone();
+                    (workload.clone(), WorkloadPolicy { workload, ingress, egress })
+                })
+                .collect(),
+            quarantines: quarantines
+                .into_iter()
+                .map(|n| (workloads()[n].clone(), Quarantine { workload: workloads()[n].clone(), comment: String::new() }))
+                .collect(),
+        }
+    })
+}
+
+/// Everything that can be an end of a connection here: its name, and where its packets come from.
+fn ends(inventory: &Inventory) -> Vec<(Endpoint, Place)> {
+    let mut ends = Vec::new();
+    for container in inventory.containers.values() {
+        for leg in &container.legs {
+            ends.extend(leg.addresses.iter().map(|&address| (container.endpoint(), Place::Bridge(leg.bridge.clone(), address))));
+        }
+    }
+    for bridge in 0..BRIDGES {
+        // Nobody has this address.
+        ends.extend([v4(bridge, 200), v6(bridge, 200)].map(|a| (Endpoint::Unknown(a), Place::Bridge(format!("br{bridge}"), a))));
+    }
+    ends.extend(inventory.host.iter().map(|&address| (Endpoint::Host, Place::Node(address))));
+    ends.extend(outside_addresses().into_iter().map(|a| (Endpoint::Outside(a), Place::Beyond(a))));
+    let unmanaged: IpAddr = "192.0.2.77".parse().unwrap();
+    ends.push((Endpoint::Unmanaged { name: "vm".to_owned(), address: unmanaged }, Place::Beyond(unmanaged)));
+    ends
+}
+
+/// Bridges that a workload in Enforce or quarantine is attached to, or whose network is an enforced segment's by its project or
+/// name (property 7: no container ever sends one packet before it is under policy), by these words and not by `bind`.
+fn guarded_bridges(scene: &Scene<'_>, inventory: &Inventory) -> BTreeSet<String> {
+    let guards = |c: &&Container| matches!(scene.standing(&c.workload), policy::Standing::Enforce(_) | policy::Standing::Quarantined);
+    let attached = inventory.containers.values().filter(guards).flat_map(|c| c.legs.iter().map(|leg| leg.bridge.clone()));
+    let enforced = scene.set.segments.values().filter(|segment| segment.mode == Mode::Enforce);
+    let members: BTreeSet<&Selector> = enforced.flat_map(|segment| &segment.members).collect();
+    let belongs = |network: &&Network| {
+        let by_project = network.project.clone().is_some_and(|project| members.contains(&Selector::Project(project)));
+        by_project || members.contains(&Selector::Network(network.name.clone()))
+    };
+    attached.chain(inventory.networks.values().filter(belongs).filter_map(|network| network.bridge.clone())).collect()
+}
+
+/// Whether the reference meaning sees these ends on a guarded network: an address that belongs to nobody counts where it is.
+fn guarded(bridges: &BTreeSet<String>, ends: [&(Endpoint, Place); 2]) -> bool {
+    let on_guarded = |place: &Place| matches!(place, Place::Bridge(bridge, _) if bridges.contains(bridge));
+    ends.into_iter().any(|(endpoint, place)| matches!(endpoint, Endpoint::Unknown(_)) && on_guarded(place))
+}
+
+struct Doorway<'i> {
+    server: &'i Container,
+    address: IpAddr,
+    published: &'i Published,
+}
+
+fn doorways(inventory: &Inventory) -> Vec<Doorway<'_>> {
+    let mut found = Vec::new();
+    for server in inventory.containers.values().filter(|_| inventory.userland_proxy) {
+        for published in &server.published {
+            let at = |address: &&IpAddr| match published.address {
+                any if any.is_unspecified() => any.is_ipv4() == address.is_ipv4(),
+                exact => exact == **address,
+            };
+            found.extend(inventory.host.iter().filter(at).map(|&address| Doorway { server, address, published }));
+        }
+    }
+    found
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_bound_ruleset_says_what_evaluate_says(inventory in inventories(), set in sets()) {
+        let networks = policy::bind::networks(&inventory);
+        let scene = Scene { set: &set, networks: &networks, now: now() };
+        let ruleset = bind(&set, &inventory, now());
+        let bridges = guarded_bridges(&scene, &inventory);
+        let ends = ends(&inventory);
+        let doors = doorways(&inventory);
+        for client in &ends {
+            for server in &ends {
+                let same_family = client.1.address().is_ipv4() == server.1.address().is_ipv4();
+                let crosses = matches!(client.1, Place::Bridge(..)) || matches!(server.1, Place::Bridge(..));
+                if !same_family || !crosses || client.1 == server.1 {
+                    continue;
+                }
+                for service in services() {
+                    // A door is another road, judged below.
+                    let is_door = |door: &Doorway<'_>| {
+                        server.1 == Place::Node(door.address) && service == Service::tcp(door.published.port)
+                    };
+                    // The proxy's own leg is open: who may come was decided at the door.
+                    let is_proxy_leg = inventory.userland_proxy && client.0 == Endpoint::Host && doors.iter().any(|door| {
+                        door.server.endpoint() == server.0 && service == Service::tcp(door.published.container_port)
+                    });
+                    if doors.iter().any(is_door) || is_proxy_leg {
+                        continue;
+                    }
+                    let connection = Connection { from: client.0.clone(), to: server.0.clone(), service, guarded: guarded(&bridges, [client, server]) };
+                    let reference = evaluate(&scene, &connection);
+                    let kernel = judge(&ruleset, &client.1, &server.1, service);
+                    prop_assert_eq!(kernel, reference.verdict, "{} -> {} {}: {}", client.1, server.1, service, reference.reason());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_door_of_the_proxy_says_of_its_server_what_evaluate_says(inventory in inventories(), set in sets()) {
+        let networks = policy::bind::networks(&inventory);
+        let scene = Scene { set: &set, networks: &networks, now: now() };
+        let ruleset = bind(&set, &inventory, now());
+        let bridges = guarded_bridges(&scene, &inventory);
+        for door in doorways(&inventory) {
+            for client in ends(&inventory) {
+                if matches!(client.1, Place::Node(_)) || client.1.address().is_ipv4() != door.address.is_ipv4() {
+                    continue;
+                }
+                let port = Service::tcp(door.published.port);
+                // Who may reach the host on that very port passes its own side by that rule.
+                let by_the_host = client.0.workload().and_then(|w| set.policies.get(w)).is_some_and(|policy| {
+                    policy.rules(Direction::Egress).iter().any(|r| r.in_force(now()) && r.peer == Peer::Host && r.ports.holds(port))
+                });
+                if by_the_host {
+                    continue;
+                }
+                let to = (door.server.endpoint(), Place::Node(door.address));
+                let service = Service::tcp(door.published.container_port);
+                let guarded = guarded(&bridges, [&client, &to]);
+                let reference = evaluate(&scene, &Connection { from: client.0.clone(), to: to.0.clone(), service, guarded });
+                let kernel = judge(&ruleset, &client.1, &to.1, port);
+                prop_assert_eq!(kernel, reference.verdict, "{} -> {} {}: {}", client.1, to.1, port, reference.reason());
+            }
+        }
+    }
+
+    #[test]
+    fn binding_twice_is_binding_once_whatever_the_order(inventory in inventories(), set in sets()) {
+        let once = bind(&set, &inventory, now());
+        prop_assert_eq!(&once, &bind(&set, &inventory, now()));
+        let copy: PolicySet = serde_json::from_str(&serde_json::to_string(&set).unwrap()).unwrap();
+        prop_assert_eq!(&once, &bind(&copy, &inventory, now()));
+    }
+
+    #[test]
+    fn an_added_allow_removes_none(inventory in inventories(), set in sets(), rule in rules(), own in select(workloads()), egress in any::<bool>()) {
+        let networks = policy::bind::networks(&inventory);
+        let mut wider = set.clone();
+        let direction = if egress { Direction::Egress } else { Direction::Ingress };
+        wider.policies.entry(own.clone()).or_insert_with(|| WorkloadPolicy::empty(own)).rules_mut(direction).insert(rule);
+        let verdict = |set: &PolicySet, c: &Connection| evaluate(&Scene { set, networks: &networks, now: now() }, c).verdict;
+        for (from, _) in ends(&inventory) {
+            for (to, _) in ends(&inventory) {
+                for service in services() {
+                    let connection = Connection { from: from.clone(), to: to.clone(), service, guarded: true };
+                    prop_assert!(verdict(&wider, &connection) <= verdict(&set, &connection));
+                }
+            }
+        }
+        let (before, after) = (bind(&set, &inventory, now()), bind(&wider, &inventory, now()));
+        prop_assert!(before.pairs.is_subset(&after.pairs));
+        prop_assert_eq!((before.sides, before.doors, before.watched), (after.sides, after.doors, after.watched));
+    }
+
+    #[test]
+    fn a_public_peer_never_opens_the_port_to_a_workload(inventory in inventories(), set in sets()) {
+        // Only rules for the outside: no workload may be reached, whatever its address.
+        let mut set = set;
+        for policy in set.policies.values_mut() {
+            policy.ingress.retain(|rule| matches!(rule.peer, Peer::Outside(_)));
+        }
+        let ruleset = bind(&set, &inventory, now());
+        let ends = ends(&inventory);
+        let enforced = |end: &(Endpoint, Place)| {
+            let Place::Bridge(bridge, address) = &end.1 else { return false };
+            let spot = policy::ruleset::Spot { bridge: Some(bridge.clone()), address: *address };
+            matches!(ruleset.sides.get(&spot), Some(policy::Standing::Enforce(_)))
+        };
+        for server in ends.iter().filter(|end| enforced(end)) {
+            for client in ends.iter().filter(|end| matches!(end.1, Place::Bridge(..)) && end.1 != server.1) {
+                if client.1.address().is_ipv4() == server.1.address().is_ipv4() {
+                    for service in services() {
+                        prop_assert_eq!(judge(&ruleset, &client.1, &server.1, service), Verdict::Deny);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The traps of modes: they belong to a segment, survive everything, and Enforce is never an accident.
+
+use nix::sys::signal::Signal;
+use policy::evaluate::Verdict;
+use policy::status::{Ended, Preview};
+use policy::{Connection, EdgeKey, Health, Mode, Scene, Workload, evaluate};
+
+use crate::desk::{Desk, Node, container, denied, edge, edge_at, end, eventually, find, usual};
+
+/// A shop with everything approved.
+fn approved() -> (Desk, Node) {
+    let desk = Desk::new();
+    let node = Node::with_shop(&desk);
+    node.saw(&desk, &usual());
+    for workload in ["shop/web", "shop/db", "shop/worker"] {
+        desk.approve(workload);
+    }
+    (desk, node)
+}
+
+fn mode_of(desk: &Desk, segment: &str) -> String {
+    let segments = desk.run("get segments -o json").json();
+    let found = segments.as_array().unwrap().iter().find(|object| object["metadata"]["name"] == segment);
+    let found = found.unwrap_or_else(|| panic!("no {segment} in {segments:#}"));
+    found["spec"]["mode"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_compose_project_is_a_segment_by_itself() {
+    let (desk, node) = approved();
+    let list = desk.run("segment list").done();
+    assert!(list.contains("shop") && list.contains("Learn") && list.contains("(by itself)"), "{list}");
+    desk.run("mode shop audit").done();
+    let plan = node.plan(4);
+    assert_eq!(plan.set.segments["shop"].mode, Mode::Audit);
+    assert_eq!(mode_of(&desk, "shop"), "Audit");
+}
+
+#[test]
+fn enforce_is_refused_while_a_running_workload_has_no_policy() {
+    let desk = Desk::new();
+    let node = Node::with_shop(&desk);
+    node.saw(&desk, &usual());
+    desk.approve("shop/web");
+    let error = desk.run("mode shop enforce --yes").failed(3);
+    assert!(error.contains("shop/db,shop/worker") && error.contains("--deny-unlearned"), "{error}");
+    let error = desk.run("mode shop enforce --yes --deny-unlearned shop/db").failed(3);
+    assert!(error.contains("shop/worker"), "{error}");
+    assert_eq!(mode_of(&desk, "shop"), "Learn");
+    desk.run("mode shop enforce --yes --deny-unlearned shop/nobody,shop/db,shop/worker").failed(4);
+    let said = desk.run("mode shop enforce --yes --deny-unlearned shop/db,shop/worker").done();
+    assert!(said.contains("shop/worker has no approved policy: all of its traffic is denied now"), "{said}");
+    assert_eq!(node.plan(2).set.segments["shop"].mode, Mode::Enforce);
+    assert!(desk.run("status").done().contains("Under Enforce without an approved policy"));
+}
+
+#[test]
+fn enforce_says_beforehand_what_it_would_deny_and_end() {
+    let (desk, node) = approved();
+    node.saw(&desk, &[edge("shop/worker", "shop/db", "tcp/6379", 3)]);
+    let key = EdgeKey { from: end("shop/worker"), to: end("shop/db"), service: "tcp/6379".parse().unwrap(), direction_known: true };
+    let ended = Ended { edge: key, connections: 2, examples: Vec::new(), reason: "no rule".to_owned() };
+    *node.preview.lock().unwrap() = Preview { ended: vec![ended], unlearned: Vec::new() };
+    let asked = desk.run("mode shop enforce");
+    assert!(asked.out.contains("1 edge would be denied") && asked.out.contains("shop/worker -> shop/db tcp/6379"), "{}", asked.out);
+    assert!(asked.out.contains("2 established connections would end"), "{}", asked.out);
+    let error = asked.failed(3);
+    assert!(error.contains("not confirmed") && error.contains("--yes"), "{error}");
+    desk.run("mode shop enforce --dry-run").done();
+    assert_eq!(mode_of(&desk, "shop"), "Learn");
+    assert_eq!(node.generations().last(), Some(&3), "nothing was sent");
+    desk.run("mode shop enforce --yes").done();
+    assert_eq!(mode_of(&desk, "shop"), "Enforce");
+    assert!(desk.run("mode shop enforce --yes").done().contains("in Enforce already"));
+}
+
+#[test]
+fn a_node_that_cannot_say_what_would_end_is_named() {
+    let (desk, node) = approved();
+    node.stop();
+    desk.until("status -o json", |view| view["nodes"][0]["connected"] == false);
+    let said = desk.run("mode shop enforce --dry-run").done();
+    assert!(said.contains("node1 did not say which connections would end: no agent is connected"), "{said}");
+}
+
+#[test]
+fn back_needs_no_approval_and_is_recorded() {
+    let (desk, node) = approved();
+    desk.run("mode shop enforce --yes").done();
+    let began = std::time::Instant::now();
+    desk.args(&["mode", "shop", "learn", "--comment", "checkout is down"]).done();
+    assert_eq!(node.plan(5).set.segments["shop"].mode, Mode::Learn);
+    assert!(began.elapsed() < std::time::Duration::from_secs(1), "{:?}", began.elapsed());
+    let decisions = desk.run("get decisions -o json").json();
+    let last = decisions.as_array().unwrap().last().unwrap();
+    assert_eq!(
+        (&last["action"], &last["rules"][0], &last["comment"]),
+        (&"mode".into(), &"Enforce -> Learn".into(), &"checkout is down".into())
+    );
+}
+
+#[test]
+fn a_mode_survives_a_killed_controller() {
+    let (mut desk, node) = approved();
+    desk.run("mode shop enforce --yes").done();
+    node.plan(4);
+    assert_eq!(desk.end(Signal::SIGKILL), None);
+    desk.start();
+    assert_eq!(mode_of(&desk, "shop"), "Enforce");
+    desk.until("status -o json", |view| view["nodes"][0]["connected"] == true);
+    desk.until("get workloads -o json", |found| found.as_array().unwrap().len() == 3);
+    // The node has that plan already: it is not sent again.
+    assert_eq!(node.generations(), [1, 2, 3, 4]);
+    let view = desk.run("explain shop/worker shop/db tcp/5432 -o json").json();
+    assert_eq!(view["verdict"], "deny");
+}
+
+#[test]
+fn audit_in_one_segment_leaves_enforcement_in_another_alone() {
+    let (desk, mut node) = approved();
+    for (number, name) in [(7, "blog/app"), (8, "blog/db")] {
+        let container = container(name, number, &["shop_front"]);
+        node.inventory.containers.insert(container.id.clone(), container);
+    }
+    node.report();
+    desk.until("get workloads -o json", |found| found.as_array().unwrap().len() == 5);
+    desk.run("mode shop enforce --yes").done();
+    desk.run("mode blog audit").done();
+    let set = node.plan(5).set;
+    assert_eq!((set.segments["shop"].mode, set.segments["blog"].mode), (Mode::Enforce, Mode::Audit));
+    desk.run("mode blog learn").done();
+    assert_eq!(node.plan(6).set.segments["shop"].mode, Mode::Enforce);
+}
+
+#[test]
+fn an_audit_verdict_is_never_told_as_enforced() {
+    let (desk, node) = approved();
+    desk.run("mode shop audit").done();
+    node.saw(&desk, &[denied("shop/worker", "shop/db", "tcp/5432", true, 41)]);
+    let view = desk.run("explain shop/worker shop/db tcp/5432 -o json").json();
+    assert_eq!(view["verdict"], "wouldDeny");
+    let audit = desk.run("audit").done();
+    let line = audit.lines().nth(1).unwrap();
+    assert!(
+        line.contains("41") && line.contains("would deny") && line.contains("no egress rule of policy shop/worker allows it"),
+        "{line}"
+    );
+    let lines = desk.run("audit -o json").json();
+    assert_eq!((&lines[0]["wouldDeny"], &lines[0]["denied"]), (&41.into(), &0.into()));
+    let status = desk.run("status -o json").json();
+    assert!(status["networks"].as_array().unwrap().iter().all(|network| network["state"] != "enforced"));
+    // Approved since: it is listed as allowed now.
+    desk.run("allow shop/worker shop/db tcp/5432").done();
+    assert_eq!(desk.run("audit -o json").json()[0]["verdict"], "allow");
+}
+
+#[test]
+fn stable_takes_healthy_time_with_traffic_not_the_wall_clock() {
+    let desk = Desk::new();
+    let node = Node::with_shop(&desk);
+    let now = jiff::Timestamp::now().as_second() / 3600 * 3600;
+    let at = |hours_ago: i64| jiff::Timestamp::from_second(now - hours_ago * 3600).unwrap();
+    let phase = |workload: &str| desk.run(&format!("describe suggestion {workload} -o json")).json()["phase"].as_str().unwrap().to_owned();
+    // Traffic for a hundred hours, by the flows' own clocks, but nobody vouches for having watched.
+    let steady: Vec<_> = (0..100).map(|hour| edge_at("shop/web", "shop/db", "tcp/5432", 50, at(100 - hour))).collect();
+    node.saw(&desk, &steady);
+    assert_eq!(phase("shop/db"), "Learning");
+    // An agent that lost events, or was not healthy, adds nothing.
+    node.handle.health(Health { from: at(100), to: at(99), events: 1, lost: 9, unattributed: 0, healthy: false });
+    node.handle.health(Health { from: at(99), to: at(98), events: 1, lost: 0, unattributed: 0, healthy: false });
+    desk.until("status -o json", |view| view["notes"].to_string().contains("lost 9 kernel events"));
+    assert_ne!(phase("shop/db"), "Stable");
+    for hour in (0..98).rev() {
+        node.handle.health(Health { from: at(hour + 1), to: at(hour), events: 50, lost: 0, unattributed: 0, healthy: true });
+    }
+    desk.until("status -o json", |view| view["nodes"][0]["healthySeconds"].as_u64().unwrap() >= 98 * 3600);
+    desk.until("describe suggestion shop/db -o json", |view| view["phase"] == "Stable");
+    let shown = desk.run("describe suggestion shop/db").done();
+    assert!(shown.contains("lost"), "the loss is shown on the suggestion: {shown}");
+    // Without traffic nothing is stable, however long somebody watched.
+    assert_ne!(phase("shop/worker"), "Stable");
+}
+
+#[test]
+fn promotion_is_off_by_default_and_goes_by_healthy_time_and_denials() {
+    let (desk, node) = approved();
+    desk.run("mode shop audit").done();
+    let yaml = desk.run("get segments shop -o yaml").done();
+    assert!(!yaml.contains("promotion"), "{yaml}");
+    let promoted = format!(
+        "{}  promotion:\n    healthyHours: 0\n    distinctHours: 1\n    wouldBeDenials: 0\n",
+        yaml.trim_end_matches('\n').to_owned() + "\n"
+    );
+    let file = desk.file("segment.yaml", &promoted);
+    desk.args(&["apply", "-f", &file]).done();
+    node.saw(&desk, &[edge("shop/web", "shop/db", "tcp/5432", 1), denied("shop/worker", "shop/db", "tcp/5432", true, 1)]);
+    std::thread::sleep(std::time::Duration::from_secs(32));
+    assert_eq!(mode_of(&desk, "shop"), "Audit", "a would-be denial holds it back");
+    desk.run("allow shop/worker shop/db tcp/5432").done();
+    node.saw(&desk, &[edge("shop/web", "shop/db", "tcp/5432", 1)]);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(45);
+    while mode_of(&desk, "shop") != "Enforce" {
+        assert!(std::time::Instant::now() < end, "not promoted");
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+    let decisions = desk.run("get decisions -o json").json();
+    let last = decisions.as_array().unwrap().last().unwrap();
+    assert_eq!((&last["action"], &last["who"]["name"]), (&"promote".into(), &"bulkhead".into()));
+}
+
+#[test]
+fn members_are_resolved_by_what_runs_and_never_slip_under_enforce() {
+    let (desk, mut node) = approved();
+    desk.run("segment add --segment back shop/db network:shop_front").done();
+    let set = node.plan(4).set;
+    assert_eq!(set.segments["back"].members.len(), 2);
+    assert!(desk.run("segment add nothing").failed(4).contains("project:nothing"));
+    desk.run("segment add cow:shop").failed(2);
+    desk.run("segment add --segment a/b shop").failed(2);
+    desk.run("mode back enforce --yes").done();
+    let plain = container("batch/job", 9, &["shop_back"]);
+    node.inventory.containers.insert(plain.id.clone(), plain);
+    node.report();
+    desk.until("get workloads -o json", |found| found.as_array().unwrap().len() == 4);
+    let error = desk.run("segment add --segment back batch").failed(3);
+    assert!(error.contains("batch/job") && error.contains("--deny-unlearned"), "{error}");
+    desk.run("segment remove --segment back shop/db").done();
+    desk.run("segment remove shop/db").failed(4);
+    desk.run("segment remove network:shop_front").done();
+    assert!(!desk.run("segment list").done().contains("back"));
+}
+
+#[test]
+fn a_quarantined_workload_is_cut_off_and_given_back() {
+    let (desk, node) = approved();
+    desk.args(&["quarantine", "shop/web", "--comment", "odd egress"]).done();
+    let set = node.plan(4).set;
+    assert_eq!(set.quarantines[&Workload::new("shop", "web")].comment, "odd egress");
+    let networks = [(Workload::new("shop", "web"), ["shop_back".to_owned()].into())].into();
+    let scene = Scene { set: &set, networks: &networks, now: jiff::Timestamp::now() };
+    let connection = Connection { from: end("shop/web"), to: end("shop/db"), service: "tcp/5432".parse().unwrap(), guarded: true };
+    assert_eq!(evaluate(&scene, &connection).verdict, Verdict::Deny);
+    assert!(desk.run("get quarantines").done().contains("odd egress"));
+    assert!(desk.run("explain shop/web shop/db tcp/5432").done().contains("is quarantined"));
+    desk.run("release shop/web").done();
+    assert!(node.plan(5).set.quarantines.is_empty());
+    desk.run("release shop/web").failed(4);
+    desk.run("quarantine shop/nobody").failed(4);
+}
+
+#[test]
+fn adopt_tells_the_nodes_and_is_recorded() {
+    lab::needs_root!();
+    let (desk, node) = approved();
+    desk.run("adopt").failed(3);
+    desk.run("adopt --yes").done();
+    eventually(std::time::Duration::from_secs(5), || node.plans.lock().unwrap().last().is_some_and(|(_, adopt)| *adopt));
+    let decisions = desk.run("get decisions -o json").json();
+    assert_eq!(find(&decisions, "action", "adopt")["generation"], 3);
+}

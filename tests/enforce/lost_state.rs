@@ -1,0 +1,129 @@
+//! DESIGN "Lost state": the kernel's table of connections is gone, what is allowed goes on.
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use lab::frame::{self, Frames};
+use lab::probe::still_echoes;
+use lab::{Server, needs_root};
+use policy::Mode;
+
+use crate::stage::{Policy, apply, enforcer, inventory};
+
+#[test]
+fn a_flushed_connection_table_cuts_nothing_that_is_allowed_even_if_the_server_speaks_first() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    let talk = |stream: &mut std::net::TcpStream| {
+        use std::io::Write;
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(100));
+            if stream.write_all(b"tick\n").is_err() {
+                return;
+            }
+        }
+    };
+    let servers: Vec<_> = b
+        .addresses()
+        .into_iter()
+        .flat_map(|at| {
+            [
+                Server::tcp_echo(&b.netns, SocketAddr::new(at, 80)),
+                Server::tcp(&b.netns, SocketAddr::new(at, 81), move |mut stream, _| talk(&mut stream)),
+            ]
+        })
+        .collect();
+    let mut enforcer = enforcer(&host);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "tcp/80").allow("a", "b", "tcp/81");
+    apply(&mut enforcer, &policy.bind(&inventory));
+
+    for at in b.addresses() {
+        let mut asked = a.netns.connect(SocketAddr::new(at, 80), lab::probe::PATIENCE).unwrap();
+        let mut told = a.netns.connect(SocketAddr::new(at, 81), lab::probe::PATIENCE).unwrap();
+        assert!(still_echoes(&mut asked, b"before"));
+        let mut tick = [0; 5];
+        told.read_exact(&mut tick).unwrap();
+
+        host.check(Command::new("conntrack").arg("-F"));
+
+        assert!(still_echoes(&mut asked, b"after the flush"), "{at}");
+        for _ in 0..3 {
+            told.read_exact(&mut tick).unwrap();
+        }
+    }
+    drop(servers);
+}
+
+#[test]
+fn an_answer_passes_only_as_an_answer() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    let mut enforcer = enforcer(&host);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "tcp/80");
+    apply(&mut enforcer, &policy.bind(&inventory));
+    let (wire, far) = (Frames::open(&b.netns, "eth0"), Frames::open(&a.netns, "eth0"));
+    const SYN: u8 = 2;
+    const RST: u8 = 4;
+    const ACK: u8 = 16;
+    const FIN: u8 = 1;
+    const URG: u8 = 32;
+
+    for n in 0..2 {
+        let (server, client) = (b.addresses()[n], a.addresses()[n]);
+        let kind = if n == 0 { frame::ETH_IPV4 } else { frame::ETH_IPV6 };
+        for (name, from_port, flags, passes) in [
+            ("an answer", 80, ACK, true),
+            ("a request from the server's port", 80, SYN, false),
+            ("an answer to a request nobody made", 80, SYN | ACK, false),
+            ("a reset", 80, RST, false),
+            ("the end of an answer", 80, FIN | ACK, true),
+            ("an end without acknowledgment, which asks for open ports", 80, FIN, false),
+            ("no flags, which asks the same", 80, 0, false),
+            ("all but an acknowledgment, which asks the same", 80, FIN | URG, false),
+            ("from another port", 81, ACK, false),
+        ] {
+            let sequence = 0x1ab0_0000 + u32::from(from_port) * 256 + u32::from(flags);
+            let segment = frame::tcp((server, from_port), (client, 40000 + u16::from(flags)), sequence, flags);
+            wire.send(&frame::ethernet(a.mac, b.mac, kind, &frame::ip(server, client, frame::PROTO_TCP, &segment)));
+            let seen = far.sees(Duration::from_millis(300), &sequence.to_be_bytes());
+            assert_eq!(seen, passes, "{name}, {server}");
+        }
+    }
+}
+
+#[test]
+fn a_udp_answer_passes_after_its_connection_expired_and_only_to_who_asked() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    let mut enforcer = enforcer(&host);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "udp/53");
+    apply(&mut enforcer, &policy.bind(&inventory));
+
+    for at in b.addresses() {
+        let server = b.netns.udp_socket(SocketAddr::new(at, 53));
+        drop(server);
+        let server = b.netns.run(|| std::net::UdpSocket::bind(SocketAddr::new(at, 53)).unwrap());
+        server.set_read_timeout(Some(lab::probe::PATIENCE)).unwrap();
+        let client = a.netns.udp_socket(SocketAddr::new(at, 53));
+        client.send_to(b"question", SocketAddr::new(at, 53)).unwrap();
+        let mut buffer = [0; 64];
+        let (_, from) = server.recv_from(&mut buffer).unwrap();
+
+        // What the kernel does by itself after 30 to 120 s.
+        host.check(Command::new("conntrack").arg("-F"));
+        server.send_to(b"late answer", from).unwrap();
+        assert!(client.recv(&mut buffer).is_ok(), "{at}");
+
+        host.check(Command::new("conntrack").arg("-F"));
+        let other = SocketAddr::new(from.ip(), from.port().wrapping_add(1).max(1024));
+        let uninvited = a.netns.run(|| std::net::UdpSocket::bind(other).unwrap());
+        uninvited.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        server.send_to(b"uninvited", other).unwrap();
+        assert!(uninvited.recv(&mut buffer).is_err(), "nobody asked from that port: {at}");
+    }
+}

@@ -1,0 +1,23 @@
+//! The suite `enforce`: real packets between namespaces that play containers, a real kernel between them. Needs root.
+
+#![allow(clippy::unwrap_used, reason = "everything here is a test")]
+
+/// A host with a bridge and members of these names.
+macro_rules! node {
+    ($host:ident, $bridge:ident: $($name:ident),*) => {
+        let $host = lab::Netns::new("host");
+        let mut $bridge = lab::Bridge::new(&$host, "br0", "10.1.0.0/24", "2001:db8:1::/64");
+        $(let $name = $bridge.add(stringify!($name));)*
+    };
+}
+
+mod doors;
+mod errors;
+mod guard;
+mod kernel;
+mod law;
+mod lost_state;
+mod modes;
+mod pairs;
+mod revoke;
+mod stage;

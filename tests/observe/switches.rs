@@ -1,0 +1,106 @@
+//! What is switched on to see, watched, and put back.
+
+use std::time::Duration;
+
+use lab::{Bridge, Netns, Server, eventually, needs_root};
+use node_agent::observe::Observer;
+use node_agent::observe::table::TABLE;
+
+use crate::node::Node;
+
+const SYSCTLS: [&str; 3] = ["nf_conntrack_acct", "nf_conntrack_timestamp", "nf_conntrack_events"];
+
+fn state(host: &Netns, bridges: &[&str]) -> String {
+    let sysctls = SYSCTLS.map(|name| host.sysctl(&format!("net.netfilter.{name}")));
+    let links: Vec<_> = bridges.iter().map(|bridge| nf_call(host, bridge)).collect();
+    format!("{sysctls:?}\n{links:?}\n{}", host.ruleset())
+}
+
+fn nf_call(host: &Netns, bridge: &str) -> Vec<String> {
+    let shown = host.ip(&format!("-d link show {bridge}"));
+    let words: Vec<_> = shown.split_whitespace().collect();
+    words.windows(2).filter(|pair| pair[0].starts_with("nf_call_ip")).map(|pair| pair.join(" ")).collect()
+}
+
+#[test]
+fn everything_is_put_back_as_it_was() {
+    needs_root!();
+    let host = Netns::new("host");
+    let mut bridge = Bridge::new(&host, "br0", "10.9.1.0/24", "fd09:1::/64");
+    bridge.set_nf_call(false);
+    let (a, b) = (bridge.add("a"), bridge.add("b"));
+    let before = state(&host, &["br0"]);
+    let mut watching = Node::with(&[&bridge]).runs("a", &bridge, &a).runs("b", &bridge, &b).observe(&host);
+    eventually(Duration::from_secs(2), || {
+        let calls = nf_call(&host, "br0");
+        if calls == ["nf_call_iptables 1", "nf_call_ip6tables 1"] { Ok(()) } else { Err(format!("{calls:?}")) }
+    });
+    let during = state(&host, &["br0"]);
+    assert_ne!(before, during);
+    assert!(during.contains(TABLE));
+    watching.stop();
+    assert_eq!(state(&host, &["br0"]), before);
+}
+
+#[test]
+fn same_bridge_traffic_is_seen_though_the_bridges_switch_was_off_and_is_turned_off_again() {
+    needs_root!();
+    let host = Netns::new("host");
+    let mut bridge = Bridge::new(&host, "br0", "10.9.1.0/24", "fd09:1::/64");
+    bridge.set_nf_call(false);
+    let (a, b) = (bridge.add("a"), bridge.add("b"));
+    let mut watching = Node::with(&[&bridge]).runs("a", &bridge, &a).runs("b", &bridge, &b).observe(&host);
+    std::thread::sleep(Duration::from_millis(300));
+    let _server = Server::tcp_echo(&b.netns, (b.v4, 80).into());
+    assert!(a.netns.tcp_echo((b.v4, 80).into(), b"x"));
+    watching.until("a -> b tcp/80", |seen| seen.established == 1);
+    bridge.set_nf_call(false);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(a.netns.tcp_echo((b.v4, 80).into(), b"x"));
+    watching.until("a -> b tcp/80", |seen| seen.established == 2);
+    assert_eq!(watching.account().repaired.values().sum::<u64>(), 1, "{:?}", watching.account());
+}
+
+#[test]
+fn a_bridge_that_comes_later_is_switched_on_too() {
+    needs_root!();
+    let host = Netns::new("host");
+    let first = Bridge::new(&host, "br0", "10.9.1.0/24", "fd09:1::/64");
+    let mut watching = Node::with(&[&first]).observe(&host);
+    let mut later = Bridge::new(&host, "br1", "10.9.2.0/24", "fd09:2::/64");
+    later.set_nf_call(false);
+    let (a, b) = (later.add("a"), later.add("b"));
+    watching.now(|_| Node::with(&[&first, &later]).runs("a", &later, &a).runs("b", &later, &b));
+    std::thread::sleep(Duration::from_millis(300));
+    let _server = Server::tcp_echo(&b.netns, (b.v4, 80).into());
+    assert!(a.netns.tcp_echo((b.v4, 80).into(), b"x"));
+    watching.until("a -> b tcp/80", |seen| seen.established == 1);
+}
+
+#[test]
+fn a_second_observer_is_refused_and_leaves_the_first_alone() {
+    needs_root!();
+    let host = Netns::new("host");
+    let mut bridge = Bridge::new(&host, "br0", "10.9.1.0/24", "fd09:1::/64");
+    let (a, b) = (bridge.add("a"), bridge.add("b"));
+    let mut watching = Node::with(&[&bridge]).runs("a", &bridge, &a).runs("b", &bridge, &b).observe(&host);
+    let (_sender, receiver) = tokio::sync::watch::channel(std::sync::Arc::default());
+    let second = host.run(|| Observer::start(node_agent::observe::Options::default(), receiver).map(|_| ()));
+    assert!(second.unwrap_err().to_string().contains("another process"));
+    let _server = Server::tcp_echo(&b.netns, (b.v4, 80).into());
+    assert!(a.netns.tcp_echo((b.v4, 80).into(), b"x"));
+    watching.until("a -> b tcp/80", |seen| seen.established == 1);
+}
+
+#[test]
+fn nobody_can_flush_the_observation_away() {
+    needs_root!();
+    let host = Netns::new("host");
+    let mut bridge = Bridge::new(&host, "br0", "10.9.1.0/24", "fd09:1::/64");
+    let (a, b) = (bridge.add("a"), bridge.add("b"));
+    let mut watching = Node::with(&[&bridge]).runs("a", &bridge, &a).runs("b", &bridge, &b).observe(&host);
+    host.output(std::process::Command::new("nft").args(["flush", "ruleset"]));
+    let _server = Server::tcp_echo(&b.netns, (b.v4, 80).into());
+    assert!(a.netns.tcp_echo((b.v4, 80).into(), b"x"));
+    watching.until("a -> b tcp/80", |seen| seen.established == 1);
+}
