@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use nix::libc;
 
@@ -76,6 +77,10 @@ impl fmt::Display for Drift {
 const GONE: &str = "is gone";
 const FOREIGN: &str = "is not ours";
 const OTHER: &str = "was changed";
+
+/// How often a set in which something seems to be missing is dumped again, and the time between.
+const DUMPS_WHILE_GROWING: usize = 5;
+const GROWS_WITHIN: Duration = Duration::from_millis(20);
 
 /// A rule in the kernel's own words: expressions by name with their attributes, and its comment. Counters are left out.
 pub(super) type RuleForm = (Vec<(String, Vec<u8>)>, Vec<u8>);
@@ -199,6 +204,28 @@ pub(super) fn frame(socket: &mut NftSocket, wanted: &Table) -> Result<Frame, Soc
     Ok(frame)
 }
 
+/// The elements of a set, dumped again while they are not `enough`.
+///
+/// # Why
+/// A hash set that has just grown is moved to a larger table in the background, and a dump meanwhile leaves elements out
+/// (linux/rhashtable.h, rhashtable_walk_next: the walk begins anew and the dump goes on by count).
+fn elements_until(
+    socket: &mut NftSocket,
+    family: Family,
+    set: &str,
+    enough: impl Fn(&BTreeMap<Key, Data>) -> bool,
+) -> Result<BTreeMap<Key, Data>, SocketError> {
+    let mut held = elements(socket, family, set)?;
+    for _ in 0..DUMPS_WHILE_GROWING {
+        if enough(&held) {
+            break;
+        }
+        std::thread::sleep(GROWS_WITHIN);
+        held.extend(elements(socket, family, set)?);
+    }
+    Ok(held)
+}
+
 fn elements(socket: &mut NftSocket, family: Family, set: &str) -> Result<BTreeMap<Key, Data>, SocketError> {
     let mut held = BTreeMap::new();
     for attributes in &dump(socket, family, libc::NFT_MSG_GETSETELEM, &[text(1, TABLE), text(2, set)], set)? {
@@ -296,7 +323,7 @@ fn compare_elements(
     table: &str,
     drift: &mut Vec<Drift>,
 ) -> Result<(), SocketError> {
-    let held = elements(socket, family, set_name)?;
+    let held = elements_until(socket, family, set_name, |held| set.elements.keys().all(|key| held.contains_key(key)))?;
     let mut add = |key: &Key, what| {
         let (table, set_name) = (table.to_owned(), set_name.to_owned());
         drift.push(Drift::Element { table, set: set_name, element: show(&set.key, key), what });
