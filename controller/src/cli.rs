@@ -50,7 +50,7 @@ Exit codes:
   0  done
   1  failed (environment, input and output, no permission)
   2  the command line or a document is not understood
-  3  refused by a rule (moved digest, unlearned workloads, blocking finding, not confirmed)
+  3  refused by a rule (moved digest, unlearned workloads, blocking finding, guardrail, not confirmed)
   4  not found (unknown workload, segment, suggestion, revision)
   5  the controller cannot be reached
 
@@ -99,12 +99,12 @@ enum Command {
         after_help = "Examples:\n  bulkhead flows --last 20\n  bulkhead flows -f --verdict deny\n  bulkhead flows --from shop/web --port 5432 -o json"
     )]
     Flows(FlowsArgs),
-    /// List suggestions, policies, segments, workloads, networks, decisions or quarantines
+    /// List suggestions, policies, segments, workloads, networks, decisions, quarantines or guardrails
     #[command(
         after_help = "Examples:\n  bulkhead get suggestions\n  bulkhead get policies shop/db -o yaml\n  bulkhead get workloads -o wide"
     )]
     Get(GetArgs),
-    /// Show one suggestion, policy, workload, segment or network with everything that is known about it
+    /// Show one suggestion, policy, workload, segment, network or guardrail with everything that is known about it
     #[command(after_help = "Example:\n  bulkhead describe suggestion shop/db")]
     Describe(DescribeArgs),
     /// Compare a suggestion with the policy in force
@@ -153,6 +153,9 @@ enum Command {
     /// Write the objects in force to files or to the output
     #[command(after_help = "Examples:\n  bulkhead export -d policies/\n  bulkhead export --format networkpolicy --pods 10.244.0.0/16")]
     Export(ExportArgs),
+    /// Take a guardrail out
+    #[command(after_help = "Example:\n  bulkhead delete guardrail prod-never-to-dev --comment 'prod and dev share a broker now'")]
+    Delete(DeleteArgs),
     /// Put the objects of a file in force
     #[command(after_help = "Examples:\n  bulkhead apply -f shop.yaml\n  bulkhead export | bulkhead apply -f - --dry-run")]
     Apply(ApplyArgs),
@@ -286,6 +289,26 @@ enum Kind {
     Decisions,
     #[value(alias = "quarantine")]
     Quarantines,
+    #[value(alias = "guardrail")]
+    Guardrails,
+}
+
+/// What can be deleted. Policies, segments and quarantines have commands of their own, which say what that opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Deletable {
+    Guardrail,
+}
+
+#[derive(Debug, Args)]
+struct DeleteArgs {
+    /// What it is
+    #[arg(value_enum)]
+    kind: Deletable,
+    /// Its name
+    name: String,
+    /// Why
+    #[arg(long, default_value = "")]
+    comment: String,
 }
 
 #[derive(Debug, Args)]
@@ -562,6 +585,7 @@ fn execute(cli: Cli, terminal: &output::Terminal) -> Result<(), Failed> {
         Command::Quarantine(args) => decide::quarantine(&client()?, terminal, args),
         Command::Release(args) => decide::release(&client()?, terminal, args),
         Command::Export(args) => decide::export(&client()?, terminal, args),
+        Command::Delete(args) => decide::delete(&client()?, terminal, args),
         Command::Apply(args) => decide::apply(&client()?, terminal, args),
         Command::Adopt(args) => decide::adopt(&client()?, terminal, args),
         Command::Version(args) => read::version(client, terminal, args),

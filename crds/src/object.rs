@@ -49,6 +49,8 @@ pub enum Intent {
     Review(PolicyReviewSpec),
     /// Cut this workload off.
     Quarantine(policy_set::Quarantine),
+    /// Never allow this.
+    Guardrail(policy::guardrail::Guardrail),
 }
 
 /// Why an object that could be read can't be used.
@@ -101,14 +103,6 @@ pub enum Refused {
         object: String,
         /// Number of the decision.
         number: u64,
-    },
-    /// A guardrail that nothing would check.
-    #[error(
-        "Guardrail {object}: this version does not check guardrails when it approves a rule, so it takes none: it would protect nothing"
-    )]
-    GuardrailsUnchecked {
-        /// Name of the object.
-        object: String,
     },
     /// The name in the metadata is no name of a workload.
     #[error("{kind} {object}: this is not the name of a workload: write NAME or NAMESPACE/NAME in spec.workload")]
@@ -184,7 +178,7 @@ impl Object {
                 None => Ok(Intent::Review(object.spec.clone())),
             },
             Self::PolicySuggestion(_) => Err(Refused::WrittenByController { object: named() }),
-            Self::Guardrail(_) => Err(Refused::GuardrailsUnchecked { object: named() }),
+            Self::Guardrail(object) => Ok(Intent::Guardrail(object.try_into()?)),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Findings on a suggestion: what a person should know before approving, each with a severity and a sentence.
 //!
-//! It judges; it never changes what is proposed. Only `no-evidence` blocks: everything else may be right, and is said.
+//! It judges; it never changes what is proposed. Only two block: `no-evidence`, and [`BREAKS_GUARDRAIL`], which no person can accept.
+//! Everything else may be right, and is said.
 
 mod said;
 
@@ -10,6 +11,7 @@ use jiff::Timestamp;
 
 use crate::evidence::Evidence;
 use crate::graph::EdgeKey;
+use crate::guardrail::Guardrail;
 use crate::learn::outside::Choice;
 use crate::learn::{Known, Why, Window};
 use crate::policy_set::{Direction, Peer, Rule, WorkloadPolicy};
@@ -17,11 +19,15 @@ use crate::service::Ports;
 use crate::suggestion::{Coverage, Finding, ProposedRule};
 use crate::workload::Workload;
 
+/// A proposed rule that a guardrail forbids. It blocks the rule alone: rejected, or not chosen, the rest can be approved.
+pub const BREAKS_GUARDRAIL: &str = "breaks-guardrail";
+
 /// What a suggestion is made of, before its findings.
 pub(crate) struct Material<'a> {
     pub(crate) workload: &'a Workload,
     pub(crate) known: Option<&'a Known>,
     pub(crate) policy: Option<&'a WorkloadPolicy>,
+    pub(crate) guardrails: &'a BTreeMap<String, Guardrail>,
     pub(crate) rules: &'a [ProposedRule],
     /// Edges in use.
     pub(crate) used: &'a BTreeMap<EdgeKey, &'a Evidence>,

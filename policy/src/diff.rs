@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::check::covers;
+use crate::guardrail::{self, Guardrail};
 use crate::policy_set::{Direction, PolicySet, Quarantine, Rule, WorkloadPolicy};
 use crate::segment::Segment;
 use crate::suggestion::{Origin, RuleState, Suggestion};
@@ -117,12 +118,15 @@ pub struct SetDiff {
     pub segments: Vec<Changed<Segment>>,
     /// Quarantines that differ.
     pub quarantines: Vec<Changed<Quarantine>>,
+    /// Guardrails that differ.
+    pub guardrails: Vec<Changed<Guardrail>>,
 }
 
 impl SetDiff {
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
-        self.policies.is_empty() && self.segments.is_empty() && self.quarantines.is_empty()
+        let Self { policies, segments, quarantines, guardrails } = self;
+        policies.is_empty() && segments.is_empty() && quarantines.is_empty() && guardrails.is_empty()
     }
 }
 
@@ -141,6 +145,7 @@ pub fn sets(before: &PolicySet, after: &PolicySet) -> SetDiff {
         policies: workloads.into_iter().filter_map(differs).collect(),
         segments: changed(&before.segments, &after.segments),
         quarantines: changed(&before.quarantines, &after.quarantines),
+        guardrails: changed(&before.guardrails, &after.guardrails),
     }
 }
 
@@ -158,6 +163,10 @@ impl fmt::Display for SetDiff {
         for Changed { name, before, after } in &self.quarantines {
             lines.extend(before.as_ref().map(|_| format!("- quarantine {name}")));
             lines.extend(after.as_ref().map(|_| format!("+ quarantine {name}")));
+        }
+        for Changed { name, before, after } in &self.guardrails {
+            lines.extend(before.as_ref().map(|_| format!("- guardrail {name}")));
+            lines.extend(after.as_ref().map(|_| format!("+ guardrail {name}")));
         }
         lines.extend(self.policies.iter().map(ToString::to_string));
         f.write_str(&lines.join("\n"))
@@ -191,6 +200,8 @@ pub enum Sign {
     Rejected,
     /// Leaves it out: a denied attempt is approved only by its id.
     DeniedAttempt,
+    /// Is refused because of it: a guardrail forbids it. Rejected, it is left out.
+    Forbidden,
 }
 
 /// A suggestion beside what is in force.
@@ -212,13 +223,16 @@ impl SuggestionDiff {
     }
 }
 
-/// A suggestion beside the policy in force.
-pub fn suggestion(suggestion: &Suggestion, in_force: Option<&WorkloadPolicy>, now: Timestamp) -> SuggestionDiff {
+/// A suggestion beside what is in force.
+pub fn suggestion(suggestion: &Suggestion, set: &PolicySet, now: Timestamp) -> SuggestionDiff {
+    let in_force = set.policies.get(&suggestion.workload);
+    let forbidden = |direction, rule: &Rule| !guardrail::forbidding(&set.guardrails, &suggestion.workload, direction, rule).is_empty();
     let mut lines: Vec<Line> = Vec::new();
     for proposed in &suggestion.rules {
         let sign = match (proposed.state, proposed.origin) {
             (RuleState::Approved, _) => Sign::InForce,
             (RuleState::Rejected, _) => Sign::Rejected,
+            (RuleState::Undecided, _) if forbidden(proposed.direction, &proposed.rule) => Sign::Forbidden,
             (RuleState::Undecided, Origin::DeniedAttempt) => Sign::DeniedAttempt,
             (RuleState::Undecided, _) => Sign::Added,
         };
@@ -245,6 +259,7 @@ impl fmt::Display for SuggestionDiff {
                 Sign::NotProposed => (' ', "  (in force, not seen)"),
                 Sign::Rejected => ('!', "  (rejected)"),
                 Sign::DeniedAttempt => ('?', "  (denied attempt)"),
+                Sign::Forbidden => ('!', "  (a guardrail forbids it)"),
             };
             let id = if id.is_empty() { "------------" } else { id };
             write!(f, "\n{mark} {id}  {rule}{note}")?;

@@ -4,16 +4,21 @@
 //! # Why
 //! A connection passes if both ends allow it, and the two ends are reviewed at different times. So each allow is judged
 //! alone: one that could take part in a forbidden connection is a breach, whatever the other end says today.
+//!
+//! What was in force before its guardrail stays in force and is listed: to cut it would be an outage that nobody decided. It may
+//! be narrowed or taken out at any time, and nothing may be added to it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::policy_set::{Direction, Peer, Rule, WorkloadPolicy};
+use crate::check::covers;
+use crate::policy_set::{Direction, Peer, PolicySet, Rule, WorkloadPolicy};
 use crate::service::Ports;
 use crate::workload::Workload;
 
@@ -201,6 +206,38 @@ impl Guardrail {
             })
             .collect()
     }
+}
+
+/// The guardrails that forbid an allow, in order.
+pub fn forbidding<'g>(
+    guardrails: &'g BTreeMap<String, Guardrail>,
+    workload: &Workload,
+    direction: Direction,
+    rule: &Rule,
+) -> Vec<&'g Guardrail> {
+    guardrails.values().filter(|guardrail| guardrail.forbids(workload, direction, rule)).collect()
+}
+
+/// What is in force although a guardrail forbids it: it was there before the guardrail.
+pub fn in_force(set: &PolicySet, now: Timestamp) -> Vec<Breach> {
+    let mut breaches = breaches(set);
+    breaches.retain(|breach| breach.rule.in_force(now));
+    breaches
+}
+
+/// What a change would newly allow against the guardrails that hold after it. A rule that only narrows one of before is no new
+/// allow.
+pub fn newly(before: &PolicySet, after: &PolicySet) -> Vec<Breach> {
+    let mut breaches = breaches(after);
+    breaches.retain(|Breach { workload, direction, rule, .. }| {
+        let had = before.policies.get(workload);
+        !had.is_some_and(|policy| policy.rules(*direction).iter().any(|wide| covers(wide, rule)))
+    });
+    breaches
+}
+
+fn breaches(set: &PolicySet) -> Vec<Breach> {
+    set.policies.values().flat_map(|policy| set.guardrails.values().flat_map(|guardrail| guardrail.breaches(policy))).collect()
 }
 
 fn overlap(a: Ports, b: Ports) -> bool {

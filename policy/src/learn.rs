@@ -259,6 +259,7 @@ fn suggest(graph: &FlowGraph, context: &Context, touched: &Touched, halves: &[Ha
         workload,
         known,
         policy,
+        guardrails: &context.guardrails,
         rules: &rules,
         used: &read.used,
         shown: &read.shown.iter().map(|(key, evidence, why)| (key, *evidence, why)).collect::<Vec<_>>(),

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::guardrail::Guardrail;
 use crate::segment::Segment;
 use crate::service::Ports;
 use crate::workload::{Endpoint, Workload};
@@ -191,4 +192,7 @@ pub struct PolicySet {
     pub policies: BTreeMap<Workload, WorkloadPolicy>,
     /// Who is cut off.
     pub quarantines: BTreeMap<Workload, Quarantine>,
+    /// What must never be allowed, by name. Nodes are not told: a guardrail denies nothing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub guardrails: BTreeMap<String, Guardrail>,
 }

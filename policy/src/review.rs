@@ -6,7 +6,7 @@ mod enforce;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use self::apply::{Choice, Edge, Reading, Refused, Reviewed, allow, approve, edit, reject, revert};
+pub use self::apply::{Choice, Edge, Reading, Refused, Reviewed, allow, approve, edit, reject, revert, within_guardrails};
 pub use self::enforce::{Foreseen, ForeseenDenial, foresee, to_enforce, unlearned};
 
 /// Who decided, as far as the machine can know.
@@ -48,6 +48,8 @@ pub enum Action {
     Quarantine,
     /// Gave it back.
     Release,
+    /// Took out a document that denies and allows nothing by itself (a guardrail).
+    Delete,
     /// Took over a node for another store.
     Adopt,
     /// Took the protection down.

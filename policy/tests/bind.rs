@@ -173,6 +173,7 @@ fn sets() -> impl Strategy<Value = PolicySet> {
                 .into_iter()
                 .map(|n| (workloads()[n].clone(), Quarantine { workload: workloads()[n].clone(), comment: String::new() }))
                 .collect(),
+            guardrails: BTreeMap::new(),
         }
     })
 }

@@ -154,7 +154,7 @@ proptest! {
         town.context.policies = set.policies.clone();
         prop_assert_eq!(check::half_approved(&set.policies, at(0)), Vec::new());
         for (old, new) in before.iter().zip(learn(&town.graph, &town.context)) {
-            prop_assert!(!diff::suggestion(&new, set.policies.get(&new.workload), at(0)).changes());
+            prop_assert!(!diff::suggestion(&new, &set, at(0)).changes());
             // Only the finding that an unlearned workload would be isolated goes away with the approval.
             if !old.findings.iter().any(|finding| finding.code == "no-evidence") {
                 prop_assert_eq!(&old.digest, &new.digest);

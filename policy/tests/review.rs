@@ -158,7 +158,7 @@ fn an_approved_policy_does_not_change_when_new_flows_arrive() {
     assert_eq!(town.context.policies, approved.policies);
     let new = web.rules.iter().find(|rule| printed(rule) == "egress evil tcp/4444").unwrap();
     assert_eq!(new.state, RuleState::Undecided);
-    let text = diff::suggestion(&web, approved.policies.get(&workload("shop/web")), at(0)).to_string();
+    let text = diff::suggestion(&web, &approved, at(0)).to_string();
     assert!(text.contains(&format!("\n+ {}  egress evil tcp/4444", new.id)), "{text}");
     assert!(!text.contains("+ egress shop/db"));
 }
@@ -232,10 +232,10 @@ fn edit_replaces_and_revert_goes_back() {
     let set = PolicySet::default();
     let mut first = WorkloadPolicy::empty(workload("shop/db"));
     first.ingress.insert(rule("shop/web tcp/5432"));
-    let one = edit(&set, first.clone(), &known(&town));
+    let one = edit(&set, first.clone(), &known(&town)).unwrap();
     let mut second = first.clone();
     second.ingress = [rule("shop/later tcp/5432")].into();
-    let two = edit(&one.set, second, &known(&town));
+    let two = edit(&one.set, second, &known(&town)).unwrap();
     assert_eq!(two.changed[0].to_string(), "policy shop/db\n- ingress shop/web tcp/5432\n+ ingress shop/later tcp/5432");
     assert!(two.notes[0].contains("shop/later is not a workload that is known"));
     let back = revert(&two.set, &workload("shop/db"), Some(&first), &networks(&town), at(0)).unwrap();
@@ -248,7 +248,7 @@ fn edit_replaces_and_revert_goes_back() {
 #[test]
 fn reverting_to_no_policy_is_refused_under_enforce() {
     let town = town();
-    let set = edit(&with_segment(Mode::Enforce), WorkloadPolicy::empty(workload("shop/db")), &known(&town)).set;
+    let set = edit(&with_segment(Mode::Enforce), WorkloadPolicy::empty(workload("shop/db")), &known(&town)).unwrap().set;
     let refused = revert(&set, &workload("shop/db"), None, &networks(&town), at(0)).unwrap_err();
     assert_eq!(refused, Refused::Enforced { workload: workload("shop/db"), segment: "shop".to_owned() });
 }
@@ -256,7 +256,7 @@ fn reverting_to_no_policy_is_refused_under_enforce() {
 #[test]
 fn to_enforce_is_refused_while_a_running_workload_has_no_approved_policy_unless_it_is_named() {
     let town = town();
-    let set = edit(&with_segment(Mode::Audit), WorkloadPolicy::empty(workload("shop/web")), &known(&town)).set;
+    let set = edit(&with_segment(Mode::Audit), WorkloadPolicy::empty(workload("shop/web")), &known(&town)).unwrap().set;
     let refused = to_enforce(&set, "shop", &networks(&town), &BTreeSet::new(), at(0)).unwrap_err();
     assert_eq!(refused, Refused::Unlearned { segment: "shop".to_owned(), workloads: vec![workload("shop/db")] });
     assert!(refused.to_string().ends_with("--deny-unlearned shop/db"), "{refused}");
@@ -293,7 +293,7 @@ fn an_apply_that_is_semantically_wrong_does_not_say_success() {
     // A policy for a misspelt peer is taken, and said; what it leaves denied is said by the preview.
     let mut policy = WorkloadPolicy::empty(workload("shop/web"));
     policy.egress.insert(rule("shop/bd tcp/5432"));
-    let reviewed = edit(&with_segment(Mode::Learn), policy, &known(&town));
+    let reviewed = edit(&with_segment(Mode::Learn), policy, &known(&town)).unwrap();
     assert!(reviewed.notes[0].contains("shop/bd"));
     let foreseen = foresee(&reviewed.set, "shop", &town.graph, &networks(&town), at(0));
     assert!(foreseen.denied.iter().any(|denial| denial.edge.service == Service::tcp(5432)));
@@ -322,7 +322,7 @@ fn a_segment_is_promoted_only_by_its_own_rule_and_when_all_of_it_is_met() {
 #[test]
 fn two_policy_sets_side_by_side() {
     let before = with_segment(Mode::Audit);
-    let mut after = edit(&with_segment(Mode::Enforce), WorkloadPolicy::empty(workload("shop/db")), &BTreeSet::new()).set;
+    let mut after = edit(&with_segment(Mode::Enforce), WorkloadPolicy::empty(workload("shop/db")), &BTreeSet::new()).unwrap().set;
     let quarantine = policy::policy_set::Quarantine { workload: workload("evil"), comment: String::new() };
     after.quarantines.insert(workload("evil"), quarantine);
     let text = diff::sets(&before, &after).to_string();

@@ -6,6 +6,7 @@
 mod bad_input;
 mod desk;
 mod graph;
+mod guardrails;
 mod modes;
 mod objects;
 mod review;

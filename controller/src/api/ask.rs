@@ -206,6 +206,17 @@ pub struct Apply {
     pub dry_run: bool,
 }
 
+/// A guardrail to take out.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Delete {
+    /// Its name.
+    pub guardrail: String,
+    /// Why.
+    #[serde(default)]
+    pub comment: String,
+}
+
 /// A comment alone.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::Served;
-use super::ask::{Allow, Apply, Comment, Edit, Export, GraphFilter, Members, OfWorkload, Question, Revert, Review, Switch};
+use super::ask::{Allow, Apply, Comment, Delete, Edit, Export, GraphFilter, Members, OfWorkload, Question, Revert, Review, Switch};
 use super::peer::{Asking, Gate, check};
 use super::stream::flows;
 use super::view::{Failure, FailureCode, Forecast, Outcome, VersionView};
@@ -111,6 +111,7 @@ pub(super) fn routes(served: Served, gate: Gate) -> Router {
         .route("/networks", get(|State(s): State<Served>| async move { look(&s, |state| Ok(view::networks(state))).await }))
         .route("/decisions", get(|State(s): State<Served>| async move { look(&s, |state| Ok(state.decisions.clone())).await }))
         .route("/quarantines", get(|State(s): State<Served>| async move { look(&s, |state| Ok(view::quarantines(state))).await }))
+        .route("/guardrails", get(|State(s): State<Served>| async move { look(&s, |state| Ok(view::guardrails(state))).await }))
         .route("/objects", get(objects))
         .route("/export", get(export))
         .route("/reviews", post(|s, who, Body(b): Body<Review>| decide(s, who, Request::Review(b))))
@@ -121,6 +122,7 @@ pub(super) fn routes(served: Served, gate: Gate) -> Router {
         .route("/quarantine", post(|s, who, Body(b): Body<OfWorkload>| decide(s, who, Request::Quarantine(b))))
         .route("/release", post(|s, who, Body(b): Body<OfWorkload>| decide(s, who, Request::Release(b))))
         .route("/apply", post(|s, who, Body(b): Body<Apply>| decide(s, who, Request::Apply(b))))
+        .route("/delete", post(|s, who, Body(b): Body<Delete>| decide(s, who, Request::Delete(b))))
         .route("/adopt", post(adopt))
         .route("/down", post(|s, who, Body(b): Body<Comment>| decide(s, who, Request::Down(b))))
         .with_state(served);

@@ -178,6 +178,17 @@ pub struct PolicyView {
     pub half_approved: Vec<String>,
 }
 
+/// A guardrail with what breaks it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardrailView {
+    /// The guardrail.
+    #[serde(flatten)]
+    pub guardrail: policy::guardrail::Guardrail,
+    /// Rules that were in force before it and still are, printed.
+    pub breaches: Vec<String>,
+}
+
 /// Would-be denials, aggregated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

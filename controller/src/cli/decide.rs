@@ -1,4 +1,4 @@
-//! Commands that decide: approve, reject, allow, edit, revert, segment, mode, quarantine, release, apply, adopt; and export.
+//! Commands that decide: approve, reject, allow, edit, revert, segment, mode, quarantine, release, apply, delete, adopt; and export.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -11,10 +11,10 @@ use serde::Serialize;
 use super::client::{Client, path};
 use super::output::{Failed, Terminal, Tone, clean, count};
 use super::{
-    AdoptArgs, AllowArgs, ApplyArgs, EditArgs, ExportArgs, Format, MemberArgs, ModeArgs, OneArgs, RevertArgs, ReviewArgs, describe, exit,
-    read, shown, tables,
+    AdoptArgs, AllowArgs, ApplyArgs, Deletable, DeleteArgs, EditArgs, ExportArgs, Format, MemberArgs, ModeArgs, OneArgs, RevertArgs,
+    ReviewArgs, describe, exit, read, shown, tables,
 };
-use crate::api::ask::{Allow, Apply, Comment, Edit, Export, Members, OfWorkload, Revert, Review, Switch};
+use crate::api::ask::{Allow, Apply, Comment, Delete, Edit, Export, Members, OfWorkload, Revert, Review, Switch};
 use crate::api::view::{Document, Forecast, Outcome};
 
 fn tell(terminal: &Terminal, outcome: &Outcome) -> Result<(), Failed> {
@@ -204,6 +204,11 @@ pub(super) fn apply(client: &Client, terminal: &Terminal, args: ApplyArgs) -> Re
         (file.display().to_string(), fs::read_to_string(&file).map_err(|e| unreadable(&file, &e))?)
     };
     tell(terminal, &client.post("/api/v1/apply", &Apply { file: name, text, deny_unlearned, comment, dry_run })?)
+}
+
+pub(super) fn delete(client: &Client, terminal: &Terminal, args: DeleteArgs) -> Result<(), Failed> {
+    let DeleteArgs { kind: Deletable::Guardrail, name, comment } = args;
+    tell(terminal, &client.post("/api/v1/delete", &Delete { guardrail: name, comment })?)
 }
 
 pub(super) fn export(client: &Client, terminal: &Terminal, args: ExportArgs) -> Result<(), Failed> {

@@ -10,7 +10,7 @@ use super::client::{Client, path};
 use super::output::{Failed, Terminal, Tone, clean, count};
 use super::{DescribeArgs, DiffArgs, ExplainArgs, Format, GetArgs, Kind, OutputArgs, exit, read, shown, tables, when};
 use crate::api::ask::Question;
-use crate::api::view::{Explanation, NetworkView, PolicyView, SegmentView, StatusView, WorkloadView};
+use crate::api::view::{Explanation, GuardrailView, NetworkView, PolicyView, SegmentView, StatusView, WorkloadView};
 
 fn field(terminal: &Terminal, name: &str, value: impl std::fmt::Display) -> Result<(), Failed> {
     terminal.say(format_args!("{} {}", terminal.paint(Tone::Dim, format_args!("{name:<14}")), clean(&value.to_string())))
@@ -68,6 +68,11 @@ pub(super) fn describe(client: &Client, terminal: &Terminal, args: DescribeArgs)
             let all: Vec<Decision> = client.get("/api/v1/decisions")?;
             let found = all.into_iter().find(|decision| decision.number.to_string() == args.name);
             describe_decision(terminal, &found.ok_or_else(|| unknown("decision", &args.name))?)
+        }
+        Kind::Guardrails => {
+            let all: Vec<GuardrailView> = client.get("/api/v1/guardrails")?;
+            let found = all.into_iter().find(|view| view.guardrail.name == args.name);
+            describe_guardrail(terminal, &found.ok_or_else(|| unknown("guardrail", &args.name))?)
         }
         Kind::Quarantines => read::get(client, terminal, GetArgs { kind: args.kind, names: vec![args.name], output: args.output }),
     }
@@ -220,6 +225,29 @@ fn describe_segment(terminal: &Terminal, view: &SegmentView) -> Result<(), Faile
     Ok(())
 }
 
+fn describe_guardrail(terminal: &Terminal, view: &GuardrailView) -> Result<(), Failed> {
+    let policy::guardrail::Guardrail { name, from, to, ports, reason } = &view.guardrail;
+    field(terminal, "Guardrail", name)?;
+    field(terminal, "Never from", tables::parties(from))?;
+    field(terminal, "To", tables::parties(to))?;
+    if ports.is_empty() {
+        field(terminal, "Ports", "any")?;
+    }
+    for ports in ports {
+        field(terminal, "Ports", ports)?;
+    }
+    if !reason.is_empty() {
+        field(terminal, "Reason", reason)?;
+    }
+    if !view.breaches.is_empty() {
+        title(terminal, "In force from before")?;
+        for breach in &view.breaches {
+            terminal.say(format_args!("  {}", clean(breach)))?;
+        }
+    }
+    Ok(())
+}
+
 fn describe_network(terminal: &Terminal, view: &NetworkView) -> Result<(), Failed> {
     field(terminal, "Network", &view.name)?;
     field(terminal, "Node", &view.node)?;
@@ -275,6 +303,7 @@ pub(super) fn diff(client: &Client, terminal: &Terminal, args: DiffArgs) -> Resu
                     Sign::NotProposed => (Tone::Warn, ' ', " (in force, not seen in use: stays until `bulkhead edit` takes it out)"),
                     Sign::Rejected => (Tone::Dim, 'x', " (rejected)"),
                     Sign::DeniedAttempt => (Tone::Bad, '?', " (denied attempt: approved only by its id)"),
+                    Sign::Forbidden => (Tone::Bad, '!', " (a guardrail forbids it: the whole is refused until it is rejected)"),
                 };
                 let id = if id.is_empty() { String::new() } else { format!(" [{id}]") };
                 terminal.say(terminal.paint(tone, format_args!("{sign} {rule}{id}{note}")))?;

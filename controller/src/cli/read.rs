@@ -10,7 +10,8 @@ use super::output::{Failed, Terminal, count};
 use super::{AuditArgs, FlowsArgs, Format, GetArgs, GraphArgs, GraphFormat, Kind, OutputArgs, exit, tables};
 use crate::api::ask::{FlowFilter, GraphFilter};
 use crate::api::view::{
-    AuditLine, FlowLine, FlowView, GraphView, NetworkView, PolicyView, SegmentView, SuggestionLine, VersionView, WorkloadView,
+    AuditLine, FlowLine, FlowView, GraphView, GuardrailView, NetworkView, PolicyView, SegmentView, SuggestionLine, VersionView,
+    WorkloadView,
 };
 use crate::render;
 
@@ -156,7 +157,14 @@ pub(super) fn get(client: &Client, terminal: &Terminal, args: GetArgs) -> Result
             let rows = views.iter().map(|q| vec![(&q.workload).into(), q.comment.as_str().into()]).collect();
             show((&["WORKLOAD", "COMMENT"], rows), "Nobody is in quarantine.")
         }
-        Kind::Suggestions | Kind::Policies | Kind::Segments | Kind::Quarantines => objects(client, terminal, kind, &names, format),
+        Kind::Guardrails if text => {
+            let all: Vec<GuardrailView> = client.get("/api/v1/guardrails")?;
+            let views = named(all, &names, "guardrail", |view| view.guardrail.name.clone())?;
+            show(tables::guardrails(&views), "No guardrail: `bulkhead apply -f` takes one.")
+        }
+        Kind::Suggestions | Kind::Policies | Kind::Segments | Kind::Quarantines | Kind::Guardrails => {
+            objects(client, terminal, kind, &names, format)
+        }
         Kind::Workloads => {
             let all: Vec<WorkloadView> = client.get("/api/v1/workloads")?;
             let views = named(all, &names, "workload", |view| view.workload.to_string())?;
@@ -188,6 +196,7 @@ fn objects(client: &Client, terminal: &Terminal, kind: Kind, names: &[String], f
         Kind::Policies => "policies",
         Kind::Segments => "segments",
         Kind::Quarantines => "quarantines",
+        Kind::Guardrails => "guardrails",
         Kind::Workloads | Kind::Networks | Kind::Decisions => "",
     };
     let text: String = client.query("/api/v1/objects", &Query { kind, names: names.join(","), json: format == Format::Json })?;

@@ -7,7 +7,7 @@ use policy::suggestion::{Origin, ProposedRule, RuleState, Severity};
 
 use super::output::{Text, Tone, bytes, count};
 use super::when;
-use crate::api::view::{AuditLine, EdgeView, FlowView, NetworkView, PolicyView, SegmentView, SuggestionLine, WorkloadView};
+use crate::api::view::{AuditLine, EdgeView, FlowView, GuardrailView, NetworkView, PolicyView, SegmentView, SuggestionLine, WorkloadView};
 
 /// Header and rows.
 pub(super) type Rows = (&'static [&'static str], Vec<Vec<Text>>);
@@ -227,6 +227,29 @@ pub(super) fn policies(policies: &[PolicyView], now: Timestamp) -> Rows {
         ]
     };
     (&["WORKLOAD", "INGRESS", "EGRESS", "REVISION", "BY", "DECIDED", "NOTE"], policies.iter().map(row).collect())
+}
+
+/// One side of a guardrail, as people write it.
+pub(super) fn parties(parties: &policy::guardrail::Parties) -> String {
+    let named = list(&parties.any_of);
+    if parties.except.is_empty() { named } else { format!("{named} except {}", list(&parties.except)) }
+}
+
+/// The rows of guardrails.
+pub(super) fn guardrails(guardrails: &[GuardrailView]) -> Rows {
+    let row = |view: &GuardrailView| -> Vec<Text> {
+        let policy::guardrail::Guardrail { name, from, to, ports, reason } = &view.guardrail;
+        let broken = view.breaches.len() as u64;
+        vec![
+            name.as_str().into(),
+            parties(from).into(),
+            parties(to).into(),
+            if ports.is_empty() { "any".into() } else { list(ports).into() },
+            if broken == 0 { or_dash(String::new()) } else { Text::toned(Tone::Bad, count(broken, "rule in force")) },
+            or_dash(reason.clone()),
+        ]
+    };
+    (&["GUARDRAIL", "NEVER FROM", "TO", "PORTS", "BROKEN BY", "REASON"], guardrails.iter().map(row).collect())
 }
 
 /// Who, as a person reads it.

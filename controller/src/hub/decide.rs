@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use policy::evaluate::{Scene, Standing};
+use policy::guardrail;
 use policy::learn::Rejected;
 use policy::policy_set::{Direction, Quarantine};
 use policy::review::{self, Action, Choice, Edge, Reading, Refused, Reviewed};
@@ -12,7 +13,7 @@ use policy::{Mode, Peer, PolicySet, Segment, Workload, WorkloadPolicy, check};
 
 use super::state::State;
 use super::{HubError, documents, name};
-use crate::api::ask::{Allow, Apply, Comment, Edit, Members, OfWorkload, Revert, Review, Switch};
+use crate::api::ask::{Allow, Apply, Comment, Delete, Edit, Members, OfWorkload, Revert, Review, Switch};
 use crate::store::Revision;
 
 /// What may be decided.
@@ -36,6 +37,8 @@ pub enum Request {
     Release(OfWorkload),
     /// Documents.
     Apply(Apply),
+    /// Take a guardrail out.
+    Delete(Delete),
     /// Take nodes over from another store.
     Adopt(Comment),
     /// Note that the protection was taken down.
@@ -115,6 +118,11 @@ impl From<Refused> for HubError {
             Refused::UnknownWorkload { .. } => HubError::not_found(what, "`bulkhead get workloads` lists those that run."),
             Refused::NoSuchSegment { .. } => HubError::not_found(what, "`bulkhead get segments` lists them."),
             Refused::NoWorkload { .. } | Refused::Past { .. } | Refused::NothingChosen { .. } => HubError::invalid(what, ""),
+            Refused::Forbidden { .. } => {
+                let next = "Nothing was changed. To approve the rest of a suggestion, reject this rule first: `bulkhead reject WORKLOAD \
+                            --rule ID`. `bulkhead get guardrails` lists what is forbidden.";
+                HubError::refused(what, next)
+            }
             Refused::Blocked { .. } | Refused::Enforced { .. } | Refused::Unlearned { .. } => HubError::refused(what, ""),
         }
     }
@@ -143,6 +151,7 @@ pub(crate) fn decide(state: &State, request: &Request, history: &History) -> Res
         Request::Quarantine(of) => quarantined(state, of)?,
         Request::Release(of) => released(state, of)?,
         Request::Apply(apply) => applied(state, apply)?,
+        Request::Delete(delete) => deleted(state, delete)?,
         Request::Adopt(Comment { comment, .. }) => {
             let mut decided = Decided::new(state.set.clone(), Action::Adopt, format!("store {}", state.store), comment);
             (decided.always, decided.adopt) = (true, true);
@@ -251,7 +260,7 @@ fn edited(state: &State, workload: &Workload, request: &Edit) -> Result<Decided,
         return Err(HubError::refused(what, format!("`bulkhead edit {workload}` starts from it.")));
     }
     state.must_know(workload)?;
-    let mut decided = Decided::reviewed(review::edit(&state.set, policy, &state.known()), Action::Edit, workload, &request.comment);
+    let mut decided = Decided::reviewed(review::edit(&state.set, policy, &state.known())?, Action::Edit, workload, &request.comment);
     decided.notes.extend(hint(state, &decided.set, workload));
     Ok(decided)
 }
@@ -510,6 +519,7 @@ fn applied(state: &State, request: &Apply) -> Result<Decided, HubError> {
             return Ok(Decided { dry_run: request.dry_run, ..reviewed(state, &review)? });
         }
     };
+    review::within_guardrails(&state.set, &set)?;
     let changes = documents::changes(&state.set, &set);
     let mut notes = refuse_unlearned(state, &set, &request.deny_unlearned)?;
     for segment in set.segments.values().filter(|segment| segment.mode == Mode::Enforce) {
@@ -523,12 +533,27 @@ fn applied(state: &State, request: &Apply) -> Result<Decided, HubError> {
     decided.notes = if changes.is_empty() { vec!["Nothing is different.".to_owned()] } else { changes.clone() };
     decided.notes.extend(notes);
     decided.notes.extend(loosened(state, &decided.set));
+    if decided.set.guardrails != state.set.guardrails {
+        let breaches = guardrail::in_force(&decided.set, state.now);
+        let older = breaches.into_iter().map(|breach| format!("In force from before, and stays so until somebody takes it out: {breach}."));
+        decided.notes.extend(older);
+    }
     decided.rules = changes;
     decided.dry_run = request.dry_run;
     if request.dry_run {
         decided.notes.push("Dry run: nothing was changed.".to_owned());
     }
     Ok(decided)
+}
+
+fn deleted(state: &State, request: &Delete) -> Result<Decided, HubError> {
+    let Delete { guardrail, comment } = request;
+    let mut set = state.set.clone();
+    if set.guardrails.remove(guardrail).is_none() {
+        return Err(HubError::not_found(format_args!("there is no guardrail \"{guardrail}\""), "`bulkhead get guardrails` lists them."));
+    }
+    let decided = Decided::new(set, Action::Delete, format_args!("guardrail {guardrail}"), comment);
+    Ok(decided.note(format!("Guardrail {guardrail} is gone: what it forbade may be approved. It allows nothing by itself.")))
 }
 
 /// Rules whose time is over go out of what is in force. Whoever allowed them wrote the end down, so this needs no person; the

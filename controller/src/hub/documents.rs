@@ -47,6 +47,9 @@ pub(crate) fn read(state: &State, file: &str, text: &str) -> Result<Wanted, HubE
             Intent::Quarantine(quarantine) => {
                 set.quarantines.insert(quarantine.workload.clone(), quarantine);
             }
+            Intent::Guardrail(guardrail) => {
+                set.guardrails.insert(guardrail.name.clone(), guardrail);
+            }
             Intent::Review(spec) if objects.len() == 1 => {
                 let PolicyReviewSpec { workload, digest, decision, rules, accept, comment } = spec;
                 let approve = decision == Verdict::Approved;
@@ -67,7 +70,7 @@ pub(crate) fn read(state: &State, file: &str, text: &str) -> Result<Wanted, HubE
 
 /// What is different, a sentence each.
 pub(crate) fn changes(before: &PolicySet, after: &PolicySet) -> Vec<String> {
-    let diff::SetDiff { policies, segments, quarantines } = diff::sets(before, after);
+    let diff::SetDiff { policies, segments, quarantines, guardrails } = diff::sets(before, after);
     let mut changes = Vec::new();
     for policy in policies {
         match policy.existence {
@@ -92,6 +95,13 @@ pub(crate) fn changes(before: &PolicySet, after: &PolicySet) -> Vec<String> {
         let what = if quarantine.after.is_some() { "cut off" } else { "given back" };
         changes.push(format!("quarantine {}: {what}", quarantine.name));
     }
+    for guardrail in guardrails {
+        changes.push(match (&guardrail.before, &guardrail.after) {
+            (None, _) => format!("guardrail {}: new", guardrail.name),
+            (Some(_), Some(_)) => format!("guardrail {}: changed", guardrail.name),
+            (Some(_), None) => format!("guardrail {}: gone", guardrail.name),
+        });
+    }
     changes
 }
 
@@ -100,7 +110,8 @@ fn objects(set: &PolicySet) -> Vec<Object> {
     let segments = set.segments.values().map(Object::from);
     let policies = set.policies.values().map(Object::from);
     let quarantines = set.quarantines.values().map(Object::from);
-    segments.chain(policies).chain(quarantines).collect()
+    let guardrails = set.guardrails.values().map(Object::from);
+    segments.chain(policies).chain(quarantines).chain(guardrails).collect()
 }
 
 /// A file name that any file system takes, distinct for distinct objects of one kind.
@@ -192,6 +203,7 @@ pub(crate) fn of_kind(state: &State, kind: &str, names: &[String], as_json: bool
         }
         "suggestions" => state.suggestions.values().map(|s| (s.workload.to_string(), Object::from(s))).collect(),
         "quarantines" => state.set.quarantines.values().map(|q| (q.workload.to_string(), Object::from(q))).collect(),
+        "guardrails" => state.set.guardrails.values().map(|g| (g.name.clone(), Object::from(g))).collect(),
         "policies" => state.set.policies.values().map(|policy| (policy.workload.to_string(), Object::from(policy))).collect(),
         other => return Err(HubError::invalid(format_args!("\"{other}\" is no kind of object"), "")),
     };
@@ -234,7 +246,7 @@ pub(crate) fn read_policy(workload: &Workload, text: &str) -> Result<WorkloadPol
             let what = format!("the edited policy is of {}, not of {workload}", policy.workload);
             Err(HubError::invalid(what, "A policy stays with its workload; `bulkhead apply -f` takes policies of others."))
         }
-        Intent::Segment(_) | Intent::Quarantine(_) | Intent::Review(_) => {
+        Intent::Segment(_) | Intent::Quarantine(_) | Intent::Review(_) | Intent::Guardrail(_) => {
             Err(HubError::invalid(format_args!("{object} is not a policy"), ""))
         }
     }

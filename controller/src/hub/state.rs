@@ -106,7 +106,9 @@ impl State {
     }
 
     /// A plan that is not in force.
-    pub(crate) fn plan_of(&self, set: PolicySet, generation: u64) -> NodePlan {
+    pub(crate) fn plan_of(&self, mut set: PolicySet, generation: u64) -> NodePlan {
+        // They refuse an allow when it is reviewed; a node has nothing to do with them.
+        set.guardrails.clear();
         NodePlan { format: policy::plan::PLAN_FORMAT, store: self.store.clone(), generation, set }
     }
 
@@ -250,6 +252,7 @@ impl State {
         Context {
             workloads: known,
             policies: self.set.policies.clone(),
+            guardrails: self.set.guardrails.clone(),
             rejected: self.rejected.clone(),
             windows,
             previous,

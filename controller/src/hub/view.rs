@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use policy::check::half_approved;
 use policy::diff::{self, SuggestionDiff};
 use policy::graph::EdgeKey;
+use policy::guardrail;
 use policy::review::{Decision, Foreseen};
 use policy::segment::segment_of;
 use policy::status::{NetworkState, NodeStatus};
@@ -17,8 +18,8 @@ use super::name::end_is;
 use super::state::State;
 use crate::api::ask::{FlowFilter, GraphFilter};
 use crate::api::view::{
-    AuditLine, ContainerView, EdgeView, FlowView, GraphView, NetworkView, NodeView, PolicyView, SegmentView, StatusView, SuggestionLine,
-    WorkloadView,
+    AuditLine, ContainerView, EdgeView, FlowView, GraphView, GuardrailView, NetworkView, NodeView, PolicyView, SegmentView, StatusView,
+    SuggestionLine, WorkloadView,
 };
 
 /// The segment a workload is in, the project's own included.
@@ -131,7 +132,7 @@ pub(crate) fn suggestions(state: &State) -> Vec<SuggestionLine> {
 /// A suggestion against what is in force.
 pub(crate) fn diff(state: &State, workload: &Workload) -> Result<SuggestionDiff, HubError> {
     let suggestion = state.suggestion(workload)?;
-    Ok(diff::suggestion(suggestion, state.set.policies.get(workload), state.now))
+    Ok(diff::suggestion(suggestion, &state.set, state.now))
 }
 
 /// Segments that are written down, and the projects that are one by themselves.
@@ -321,6 +322,13 @@ pub(crate) fn status(state: &State) -> StatusView {
     }
 }
 
+/// Every guardrail, with what is in force although it forbids it.
+pub(crate) fn guardrails(state: &State) -> Vec<GuardrailView> {
+    let breaches = guardrail::in_force(&state.set, state.now);
+    let of = |name: &str| breaches.iter().filter(|breach| breach.guardrail == name).map(ToString::to_string).collect();
+    state.set.guardrails.values().map(|guardrail| GuardrailView { guardrail: guardrail.clone(), breaches: of(&guardrail.name) }).collect()
+}
+
 /// What must not be forgotten now.
 fn notes(state: &State) -> Vec<String> {
     let mut notes = Vec::new();
@@ -335,6 +343,10 @@ fn notes(state: &State) -> Vec<String> {
     }
     if !unlearned.is_empty() {
         notes.push(format!("Under Enforce without an approved policy, so that all their traffic is denied: {}.", unlearned.join(", ")));
+    }
+    for breach in guardrail::in_force(&state.set, state.now) {
+        let next = format!("it stays until `bulkhead edit {}` takes it out", breach.workload);
+        notes.push(format!("In force from before its guardrail: {breach}; {next}."));
     }
     for (name, node) in &state.nodes {
         if node.session.is_none() {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use policy::guardrail::Guardrail;
 use policy::policy_set::{Direction, Quarantine};
 use policy::review::{Action, Decision, Who};
 use policy::segment::Segment;
@@ -18,7 +19,7 @@ use super::{Store, StoreError, from_db, to_db};
 pub struct InForce {
     /// Only grows; 0: nothing was ever decided.
     pub generation: u64,
-    /// Segments, policies, quarantines.
+    /// Segments, policies, quarantines, guardrails.
     pub set: PolicySet,
 }
 
@@ -85,13 +86,14 @@ pub struct Revision {
 const SEGMENT: &str = "segment";
 const POLICY: &str = "policy";
 const QUARANTINE: &str = "quarantine";
+const GUARDRAIL: &str = "guardrail";
 
 type Objects = BTreeMap<(&'static str, String), String>;
 
 /// The set as the rows that keep it.
 fn objects_of(set: &PolicySet) -> Result<Objects, StoreError> {
     // Taken apart by name: a field that is added asks here where it is kept.
-    let PolicySet { segments, policies, quarantines } = set;
+    let PolicySet { segments, policies, quarantines, guardrails } = set;
     let mut objects = Objects::new();
     let mut add = |kind, name: String, object: Result<String, serde_json::Error>| {
         let json = object.map_err(|e| StoreError::Unreadable { kind, name: name.clone(), why: e.to_string() })?;
@@ -106,6 +108,9 @@ fn objects_of(set: &PolicySet) -> Result<Objects, StoreError> {
     }
     for (workload, quarantine) in quarantines {
         add(QUARANTINE, workload.to_string(), to_json(quarantine))?;
+    }
+    for (name, guardrail) in guardrails {
+        add(GUARDRAIL, name.clone(), to_json(guardrail))?;
     }
     Ok(objects)
 }
@@ -144,6 +149,13 @@ fn set_of(objects: &Objects) -> Result<PolicySet, StoreError> {
                 }
                 set.quarantines.insert(quarantine.workload.clone(), quarantine);
             }
+            GUARDRAIL => {
+                let guardrail: Guardrail = from_json(kind, name, json)?;
+                if guardrail.name != *name {
+                    return Err(misnamed(&guardrail.name));
+                }
+                set.guardrails.insert(name.clone(), guardrail);
+            }
             other => return Err(StoreError::Unreadable { kind: "object", name: name.clone(), why: format!("its kind is {other:?}") }),
         }
     }
@@ -170,11 +182,10 @@ async fn objects_in(tx: &mut Transaction<'_, Sqlite>) -> Result<(u64, Objects), 
     let mut objects = Objects::new();
     for row in sqlx::query("SELECT kind, name, json FROM objects").fetch_all(&mut **tx).await.map_err(fail())? {
         let (kind, name): (String, String) = (row.try_get(0).map_err(fail())?, row.try_get(1).map_err(fail())?);
-        let kind = [SEGMENT, POLICY, QUARANTINE].into_iter().find(|known| *known == kind).ok_or_else(|| StoreError::Unreadable {
-            kind: "object",
-            name: name.clone(),
-            why: format!("its kind is {kind:?}"),
-        })?;
+        let kind = [SEGMENT, POLICY, QUARANTINE, GUARDRAIL]
+            .into_iter()
+            .find(|known| *known == kind)
+            .ok_or_else(|| StoreError::Unreadable { kind: "object", name: name.clone(), why: format!("its kind is {kind:?}") })?;
         objects.insert((kind, name), row.try_get(2).map_err(fail())?);
     }
     Ok((generation, objects))

@@ -66,6 +66,7 @@ fn policy_set() -> impl Strategy<Value = PolicySet> {
                 .into_iter()
                 .map(|name| (workload(name), Quarantine { workload: workload(name), comment: String::new() }))
                 .collect(),
+            guardrails: BTreeMap::new(),
         }
     })
 }

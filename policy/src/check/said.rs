@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Material, covers};
+use super::{BREAKS_GUARDRAIL, Material, covers};
 use crate::estimate::spoken;
+use crate::guardrail::{self, Guardrail};
 use crate::learn::Why;
 use crate::learn::outside::{Choice, Width};
 use crate::policy_set::{Direction, Peer, Rule};
@@ -55,6 +56,7 @@ fn plural<'t>(count: usize, one: &'t str, many: &'t str) -> &'t str {
 pub(super) fn all(m: &Material<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     evidence(m, &mut found);
+    guardrails(m, &mut found);
     identity(m, &mut found);
     names(m, &mut found);
     outside(m, &mut found);
@@ -84,6 +86,46 @@ fn evidence(m: &Material<'_>, found: &mut Vec<Finding>) {
         )
     };
     found.push(finding(severity, "no-evidence", text));
+}
+
+/// `guardrail a (why) and guardrail b`
+fn named(guardrails: &[&Guardrail]) -> String {
+    let name = |Guardrail { name, reason, .. }: &&Guardrail| match reason.as_str() {
+        "" => format!("guardrail {name}"),
+        reason => format!("guardrail {name} ({reason})"),
+    };
+    guardrails.iter().map(name).collect::<Vec<_>>().join(" and ")
+}
+
+fn guardrails(m: &Material<'_>, found: &mut Vec<Finding>) {
+    let w = m.workload;
+    for proposed in m.rules {
+        let forbidding = guardrail::forbidding(m.guardrails, w, proposed.direction, &proposed.rule);
+        if forbidding.is_empty() {
+            continue;
+        }
+        // A denied attempt is outside the digest, or whoever is denied could move it.
+        let severity = if proposed.origin == Origin::DeniedAttempt { Severity::Warning } else { Severity::Blocking };
+        let (id, direction, rule) = (&proposed.id, proposed.direction, &proposed.rule);
+        let text = format!(
+            "{direction} {rule} is forbidden by {} and cannot be approved. `bulkhead reject {w} --rule {id}` leaves it out of the whole.",
+            named(&forbidding)
+        );
+        found.push(finding(severity, BREAKS_GUARDRAIL, text));
+    }
+    let Some(policy) = m.policy else { return };
+    for direction in [Direction::Ingress, Direction::Egress] {
+        for rule in policy.rules(direction).iter().filter(|rule| rule.in_force(m.now)) {
+            let forbidding = guardrail::forbidding(m.guardrails, w, direction, rule);
+            if !forbidding.is_empty() {
+                let text = format!(
+                    "{direction} {rule} is in force from before, and forbidden by {}: it stays until `bulkhead edit {w}` takes it out.",
+                    named(&forbidding)
+                );
+                found.push(finding(Severity::Warning, "in-force-breaks-guardrail", text));
+            }
+        }
+    }
 }
 
 fn identity(m: &Material<'_>, found: &mut Vec<Finding>) {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::guardrail::Guardrail;
 use crate::inventory::{Container, Inventory, Unmanaged};
 use crate::policy_set::{Direction, Peer, Rule, WorkloadPolicy};
 use crate::service::{Ports, Service};
@@ -22,6 +23,8 @@ pub struct Context {
     pub workloads: BTreeMap<Workload, Known>,
     /// Approved policies.
     pub policies: BTreeMap<Workload, WorkloadPolicy>,
+    /// What must never be allowed, by name.
+    pub guardrails: BTreeMap<String, Guardrail>,
     /// What people said no to.
     pub rejected: BTreeSet<Rejected>,
     /// For how long each workload was observed, and how well.

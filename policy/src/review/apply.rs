@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::check::covers;
+use crate::check::{BREAKS_GUARDRAIL, covers};
 use crate::diff::{self, PolicyDiff};
 use crate::evaluate::Scene;
+use crate::guardrail::{self, Breach};
 use crate::learn::Rejected;
 use crate::policy_set::{Direction, Peer, PolicySet, Rule, WorkloadPolicy};
 use crate::segment::Mode;
@@ -34,9 +35,10 @@ pub struct Reviewed {
 }
 
 impl Reviewed {
-    fn of(before: &PolicySet, set: PolicySet) -> Self {
+    fn of(before: &PolicySet, set: PolicySet) -> Result<Self, Refused> {
+        within_guardrails(before, &set)?;
         let changed = diff::sets(before, &set).policies;
-        Self { set, changed, remember: BTreeSet::new(), forget: BTreeSet::new(), rules: Vec::new(), notes: Vec::new() }
+        Ok(Self { set, changed, remember: BTreeSet::new(), forget: BTreeSet::new(), rules: Vec::new(), notes: Vec::new() })
     }
 }
 
@@ -146,6 +148,12 @@ pub enum Refused {
         /// Who has none.
         workloads: Vec<Workload>,
     },
+    /// A guardrail forbids what would be allowed.
+    #[error("{}", breaches.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Forbidden {
+        /// At least one.
+        breaches: Vec<Breach>,
+    },
     /// No segment of that name.
     #[error("there is no segment {segment}")]
     NoSuchSegment {
@@ -156,6 +164,17 @@ pub enum Refused {
 
 fn names(workloads: &[Workload]) -> String {
     workloads.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// That a change allows nothing new that a guardrail forbids.
+///
+/// # Errors
+/// [`Refused::Forbidden`] with all of it.
+pub fn within_guardrails(before: &PolicySet, after: &PolicySet) -> Result<(), Refused> {
+    match guardrail::newly(before, after) {
+        breaches if breaches.is_empty() => Ok(()),
+        breaches => Err(Refused::Forbidden { breaches }),
+    }
 }
 
 fn printed(direction: Direction, rule: &Rule) -> String {
@@ -189,7 +208,8 @@ pub fn approve(set: &PolicySet, suggestion: &Suggestion, reading: &Reading) -> R
     let whole = reading.choice == Choice::Whole;
     let wanted = |rule: &&ProposedRule| !whole || (rule.state != RuleState::Rejected && rule.origin != Origin::DeniedAttempt);
     let rules: Vec<&ProposedRule> = chosen(suggestion, reading)?.into_iter().filter(wanted).collect();
-    let blocking = suggestion.findings.iter().filter(|finding| finding.severity == Severity::Blocking);
+    // What a guardrail forbids is refused rule by rule, below, and never accepted.
+    let blocking = suggestion.findings.iter().filter(|f| f.severity == Severity::Blocking && f.code != BREAKS_GUARDRAIL);
     if let Some(finding) = blocking.into_iter().find(|finding| !reading.accept.contains(&finding.code)) {
         return Err(Refused::Blocked { workload: workload.clone(), code: finding.code.clone(), text: finding.text.clone() });
     }
@@ -203,7 +223,7 @@ pub fn approve(set: &PolicySet, suggestion: &Suggestion, reading: &Reading) -> R
             side.insert(proposed.rule.clone());
         }
     }
-    let mut reviewed = Reviewed::of(set, next);
+    let mut reviewed = Reviewed::of(set, next)?;
     reviewed.rules = rules.iter().map(|proposed| printed(proposed.direction, &proposed.rule)).collect();
     let again = rules.iter().filter(|proposed| proposed.state == RuleState::Rejected);
     reviewed.forget = again.map(|proposed| Rejected::of(workload, proposed.direction, &proposed.rule)).collect();
@@ -216,7 +236,7 @@ pub fn approve(set: &PolicySet, suggestion: &Suggestion, reading: &Reading) -> R
 /// [`Refused::Moved`], [`Refused::NoSuchRule`], [`Refused::NothingChosen`].
 pub fn reject(set: &PolicySet, suggestion: &Suggestion, reading: &Reading) -> Result<Reviewed, Refused> {
     let rules = chosen(suggestion, reading)?;
-    let mut reviewed = Reviewed::of(set, set.clone());
+    let mut reviewed = Reviewed::of(set, set.clone())?;
     let (in_force, open): (Vec<&ProposedRule>, Vec<_>) = rules.into_iter().partition(|rule| rule.state == RuleState::Approved);
     let in_force = in_force.iter().map(|rule| {
         let rule = printed(rule.direction, &rule.rule);
@@ -247,7 +267,7 @@ pub struct Edge {
 /// `known`: the workloads that may be named.
 ///
 /// # Errors
-/// [`Refused::NoWorkload`], [`Refused::UnknownWorkload`], [`Refused::Past`].
+/// [`Refused::NoWorkload`], [`Refused::UnknownWorkload`], [`Refused::Past`], [`Refused::Forbidden`].
 pub fn allow(set: &PolicySet, edge: &Edge, known: &BTreeSet<Workload>, now: Timestamp) -> Result<Reviewed, Refused> {
     let Edge { from, to, ports, until } = edge;
     if let Some(until) = until.filter(|until| *until <= now) {
@@ -275,7 +295,7 @@ pub fn allow(set: &PolicySet, edge: &Edge, known: &BTreeSet<Workload>, now: Time
         let policy = next.policies.entry((*workload).clone()).or_insert_with(|| WorkloadPolicy::empty((*workload).clone()));
         policy.rules_mut(*direction).insert(rule.clone());
     }
-    let mut reviewed = Reviewed::of(set, next);
+    let mut reviewed = Reviewed::of(set, next)?;
     reviewed.rules = sides.iter().map(|(workload, direction, rule)| format!("{workload} {}", printed(*direction, rule))).collect();
     reviewed.forget = sides.iter().map(|(workload, direction, rule)| Rejected::of(workload, *direction, rule)).collect();
     reviewed.notes = notes.into_iter().collect();
@@ -283,7 +303,10 @@ pub fn allow(set: &PolicySet, edge: &Edge, known: &BTreeSet<Workload>, now: Time
 }
 
 /// Replaces a policy by one written by hand. Peers that are not in `known` are allowed (they may come later) and noted.
-pub fn edit(set: &PolicySet, policy: WorkloadPolicy, known: &BTreeSet<Workload>) -> Reviewed {
+///
+/// # Errors
+/// [`Refused::Forbidden`].
+pub fn edit(set: &PolicySet, policy: WorkloadPolicy, known: &BTreeSet<Workload>) -> Result<Reviewed, Refused> {
     let mut next = set.clone();
     let workload = policy.workload.clone();
     let mut reviewed_rules = Vec::new();
@@ -301,18 +324,18 @@ pub fn edit(set: &PolicySet, policy: WorkloadPolicy, known: &BTreeSet<Workload>)
         }
     }
     next.policies.insert(workload, policy);
-    let mut reviewed = Reviewed::of(set, next);
+    let mut reviewed = Reviewed::of(set, next)?;
     reviewed.rules = reviewed_rules;
     reviewed.notes = notes.into_iter().collect();
     reviewed.forget = forget;
-    reviewed
+    Ok(reviewed)
 }
 
 /// Goes back to an earlier policy of a workload; `None`: to the time before it had one. `networks`: names of the networks of each
 /// workload, to find its segment.
 ///
 /// # Errors
-/// [`Refused::Enforced`] if that would leave a workload in Enforce without any policy.
+/// [`Refused::Enforced`] if that would leave a workload in Enforce without any policy; [`Refused::Forbidden`].
 pub fn revert(
     set: &PolicySet,
     workload: &Workload,
@@ -335,7 +358,7 @@ pub fn revert(
             next.policies.remove(workload);
         }
     }
-    let mut reviewed = Reviewed::of(set, next);
+    let mut reviewed = Reviewed::of(set, next)?;
     reviewed.rules = reviewed
         .changed
         .iter()

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use policy::guardrail::{Guardrail, Parties};
 use policy::policy_set::{Direction, Quarantine};
 use policy::review::{Action, Who};
 use policy::segment::{Mode, Segment, Selector};
@@ -36,6 +37,17 @@ fn policy(ports: &[u16]) -> WorkloadPolicy {
     policy
 }
 
+fn guardrail() -> Guardrail {
+    let parties = |party: &str| Parties { any_of: [party.parse().unwrap()].into(), except: BTreeSet::new() };
+    Guardrail {
+        name: "never".into(),
+        from: parties("project:prod"),
+        to: parties("project:dev"),
+        ports: BTreeSet::new(),
+        reason: "because".into(),
+    }
+}
+
 fn set(ports: &[u16]) -> PolicySet {
     let segment = Segment {
         name: "shop".into(),
@@ -48,6 +60,7 @@ fn set(ports: &[u16]) -> PolicySet {
         segments: [("shop".to_owned(), segment)].into(),
         policies: [(db(), policy(ports))].into(),
         quarantines: [(db(), Quarantine { workload: db(), comment: "odd".into() })].into(),
+        guardrails: [("never".to_owned(), guardrail())].into(),
     }
 }
 
