@@ -1,7 +1,8 @@
 //! A ruleset into the kernel, in one transaction, read back; and out again.
 //!
-//! Two tables of ours, both named `bulkhead`: `inet` decides ([`filter`]), `bridge` ties addresses to ports and closes a bridge
-//! whose packets the filter doesn't see ([`guard`]). Nothing else on the host is touched. What a ruleset means is decided in
+//! Three tables of ours, all named `bulkhead`: `inet` decides ([`filter`]), `bridge` ties addresses to ports and closes a bridge
+//! whose packets the filter doesn't see ([`guard`]), `arp` says whom the node believes ([`arp`]). Beside them each bound MAC address
+//! is tied to its port in the bridge's own table ([`stations`]). Nothing else on the host is touched. What a ruleset means is decided in
 //! `policy`; here it becomes sets and rules, the difference to what the kernel holds becomes one transaction, and what the
 //! kernel says afterwards is compared with it.
 
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use policy::Ruleset;
 
+mod arp;
 mod attribute;
 mod build;
 mod dry_run;
@@ -25,6 +27,7 @@ mod links;
 pub mod living;
 mod model;
 mod socket;
+mod stations;
 mod transaction;
 pub mod watch;
 
@@ -38,8 +41,9 @@ use kernel::Forms;
 use links::LinkReader;
 use model::{Family, Table};
 use socket::NftSocket;
+use stations::Station;
 
-/// The name of both tables.
+/// The name of our tables.
 pub const TABLE: &str = "bulkhead";
 
 /// Bit of a packet's mark: the guard found the sender's addresses to be its own. High bits, since engines, proxies and VPNs
@@ -53,7 +57,7 @@ pub const ACCEPTED: u32 = 0x2000_0000;
 pub const UDP_ANSWER_WINDOW: Duration = Duration::from_secs(600);
 
 /// How long the owner of the tables may take to be gone, once another process wants them.
-const OWNER_GOES_WITHIN: Duration = Duration::from_millis(200);
+const OWNER_GOES_WITHIN: Duration = Duration::from_secs(1);
 
 /// A change of at most so many elements is read back one by one; a larger one by a full compare, which is then cheaper.
 const READ_BACK_SINGLY: usize = 256;
@@ -63,7 +67,7 @@ pub trait Enforcer {
     /// Makes the ruleset so, in one transaction; the same ruleset again writes nothing.
     ///
     /// # Errors
-    /// Each [`EnforceError`]; but for [`EnforceError::NotAsWritten`], nothing was changed.
+    /// Each [`EnforceError`]; but for [`EnforceError::NotAsWritten`], and [`EnforceError::Links`] where a bridge refuses, nothing was changed.
     fn apply(&mut self, ruleset: &Ruleset) -> Result<Applied, EnforceError>;
 
     /// Everything in which the kernel differs from what was applied last. Empty before the first apply.
@@ -116,6 +120,8 @@ pub struct Applied {
     pub ownership: Ownership,
     /// Bridges that the ruleset names and the node lacks: nothing is bound there, and where guarded, nothing passes.
     pub absent: BTreeSet<String>,
+    /// Ports whose MAC address could not be tied to them: a neighbour can keep their packets from arriving, not read them.
+    pub adrift: BTreeSet<String>,
 }
 
 /// Why a ruleset is not in force.
@@ -124,8 +130,8 @@ pub enum EnforceError {
     /// Sockets cannot be opened.
     #[error("cannot talk to the kernel's netfilter")]
     Open(#[source] io::Error),
-    /// The list of interfaces cannot be read.
-    #[error("cannot list the network interfaces")]
+    /// Interfaces or bridges cannot be read or changed.
+    #[error("cannot read or change the network interfaces")]
     Links(#[source] io::Error),
     /// No privilege.
     #[error("changing nftables needs CAP_NET_ADMIN in this network namespace: run as root")]
@@ -152,16 +158,17 @@ pub enum EnforceError {
     },
 }
 
-/// Both tables.
+/// All tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Tables {
     inet: Table,
     bridge: Table,
+    arp: Table,
 }
 
 impl Tables {
-    fn both(&self) -> [&Table; 2] {
-        [&self.inet, &self.bridge]
+    fn all(&self) -> [&Table; 3] {
+        [&self.inet, &self.bridge, &self.arp]
     }
 }
 
@@ -176,14 +183,14 @@ fn compile(ruleset: &Ruleset, links: &Links, shape: &mut Shape) -> Tables {
         }
     }
     elements::fill(&mut inet, ruleset, links);
-    Tables { inet, bridge: guard::table(ruleset) }
+    Tables { inet, bridge: guard::table(ruleset), arp: arp::table(ruleset) }
 }
 
 /// What the kernel holds after our last transaction.
 #[derive(Debug)]
 struct Held {
     tables: Tables,
-    forms: [Forms; 2],
+    forms: [Forms; 3],
 }
 
 /// The enforcer of the node: nftables through nfnetlink.
@@ -193,6 +200,8 @@ pub struct Nftables {
     links: LinkReader,
     shape: Shape,
     held: Option<Held>,
+    /// What was tied to its port and is to stay so.
+    stations: BTreeSet<Station>,
     ownership: Ownership,
     own: bool,
 }
@@ -216,7 +225,15 @@ impl Nftables {
 
     fn over(socket: NftSocket) -> Result<Self, EnforceError> {
         let links = LinkReader::open().map_err(EnforceError::Open)?;
-        Ok(Self { socket, links, shape: Shape::new(), held: None, ownership: Ownership::OwnedPersistent, own: true })
+        Ok(Self {
+            socket,
+            links,
+            shape: Shape::new(),
+            held: None,
+            stations: BTreeSet::new(),
+            ownership: Ownership::OwnedPersistent,
+            own: true,
+        })
     }
 
     /// Never asks for the ownership of the tables, as on kernels that know none: they are watched and written again instead.
@@ -238,7 +255,7 @@ impl Nftables {
     /// The difference as a transaction; `None`: it needs a new start.
     fn difference(&self, wanted: &Tables) -> Option<Vec<socket::Message>> {
         let held = self.held.as_ref()?;
-        let pairs = || held.tables.both().into_iter().zip(wanted.both());
+        let pairs = || held.tables.all().into_iter().zip(wanted.all());
         pairs()
             .all(|(old, new)| transaction::can_change(old, new))
             .then(|| pairs().flat_map(|(old, new)| transaction::change(old, new)).collect())
@@ -263,15 +280,15 @@ impl Nftables {
     }
 
     fn write_all(&mut self, wanted: &Tables) -> Result<(), EnforceError> {
-        let mut frames = [None, None];
-        for (table, frame) in wanted.both().into_iter().zip(&mut frames) {
+        let mut frames = [None, None, None];
+        for (table, frame) in wanted.all().into_iter().zip(&mut frames) {
             let state = self.free_table(table.family)?;
             if state.is_some() {
                 *frame = Some(kernel::frame(&mut self.socket, table).map_err(refused)?);
             }
         }
         let flags = if self.own { transaction::OWNER | transaction::PERSIST } else { 0 };
-        let tables = || wanted.both().into_iter().zip(&frames);
+        let tables = || wanted.all().into_iter().zip(&frames);
         let in_place = tables().flat_map(|(table, frame)| match frame {
             Some(frame) => transaction::rewrite(table, frame, flags),
             None => transaction::create(table, false, flags),
@@ -295,9 +312,9 @@ impl Nftables {
     }
 
     fn read_all(&mut self, wanted: Tables) -> Result<(), EnforceError> {
-        let mut forms = [Forms::new(), Forms::new()];
+        let mut forms = [Forms::new(), Forms::new(), Forms::new()];
         let mut all = Vec::new();
-        for (table, form) in wanted.both().into_iter().zip(&mut forms) {
+        for (table, form) in wanted.all().into_iter().zip(&mut forms) {
             let (read, drift) = kernel::compare(&mut self.socket, table, None).map_err(EnforceError::Unreadable)?;
             *form = read;
             all.extend(drift);
@@ -311,7 +328,77 @@ impl Nftables {
 
     fn result(&mut self, changed: usize, rules_written: bool, absent: BTreeSet<String>) -> Result<Applied, EnforceError> {
         let generation_id = kernel::generation(&mut self.socket).map_err(EnforceError::Unreadable)?;
-        Ok(Applied { changed, rules_written, generation_id, ownership: self.ownership, absent })
+        Ok(Applied { changed, rules_written, generation_id, ownership: self.ownership, absent, adrift: BTreeSet::new() })
+    }
+
+    /// The tables of a ruleset, in one transaction, read back.
+    fn write(&mut self, ruleset: &Ruleset, links: &Links) -> Result<Applied, EnforceError> {
+        let absent = elements::absent(ruleset, links);
+        let wanted = compile(ruleset, links, &mut self.shape);
+        let Some(messages) = self.difference(&wanted) else {
+            let changed = changed(None, &wanted);
+            self.write_all(&wanted)?;
+            self.read_all(wanted)?;
+            return self.result(changed, true, absent);
+        };
+        if messages.is_empty() {
+            return self.result(0, false, absent);
+        }
+        if let Err(error) = self.socket.commit(&messages) {
+            // Somebody took away what the difference builds upon: everything anew, still in one transaction.
+            return match error.code() {
+                Some(nix::libc::ENOENT | nix::libc::EEXIST) => {
+                    self.held = None;
+                    self.write(ruleset, links)
+                }
+                _ => Err(refused(error)),
+            };
+        }
+        let held = self.held.take();
+        let old = held.as_ref().map(|held| &held.tables);
+        let count = changed(old, &wanted);
+        let rules_written = old.is_none_or(|old| old.all().into_iter().zip(wanted.all()).any(|(old, new)| old.chains != new.chains));
+        match held {
+            Some(held) if !rules_written && count <= READ_BACK_SINGLY => {
+                let mut drift = Vec::new();
+                for (old, new) in held.tables.all().into_iter().zip(wanted.all()) {
+                    drift.extend(kernel::compare_changed(&mut self.socket, old, new).map_err(EnforceError::Unreadable)?);
+                }
+                if !drift.is_empty() {
+                    return Err(EnforceError::NotAsWritten { drift });
+                }
+                self.held = Some(Held { tables: wanted, forms: held.forms });
+            }
+            Some(_) | None => self.read_all(wanted)?,
+        }
+        self.result(count, rules_written, absent)
+    }
+
+    /// What an earlier process tied to ports: the set of MAC addresses in the kernel is the record of it.
+    fn left_behind(&mut self, links: &Links) -> Result<BTreeSet<Station>, EnforceError> {
+        let pinned = kernel::pinned(&mut self.socket).map_err(EnforceError::Unreadable)?;
+        if pinned.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let sticky = stations::read(&self.links).map_err(EnforceError::Links)?.sticky;
+        let ours = pinned.into_iter().filter_map(|(port, mac)| Some(Station { port: links.index(&port)?, mac }));
+        Ok(ours.filter(|station| sticky.contains(station)).collect())
+    }
+
+    /// Ties MAC addresses to their ports. Returns the ports where that was refused; the tables hold without it.
+    fn moor(&mut self, ruleset: &Ruleset, links: &Links, before: &BTreeSet<Station>) -> Result<BTreeSet<String>, EnforceError> {
+        let wanted = stations::wanted(ruleset, links);
+        for station in before.difference(&wanted) {
+            stations::release(&self.links, *station).map_err(EnforceError::Links)?;
+        }
+        self.stations = wanted.intersection(before).copied().collect();
+        if self.stations.len() < wanted.len() {
+            let held = stations::read(&self.links).map_err(EnforceError::Links)?;
+            let new = wanted.difference(before).copied();
+            self.stations.extend(new.filter(|station| stations::hold(&self.links, &held, *station).is_ok()));
+        }
+        let tied = |name: &str| links.index(name).is_none_or(|port| self.stations.iter().any(|station| station.port == port));
+        Ok(ruleset.pins.keys().filter(|name| !tied(name)).cloned().collect())
     }
 }
 
@@ -325,11 +412,11 @@ fn refused(error: SocketError) -> EnforceError {
 /// Elements of all sets that come and go between two states.
 fn changed(old: Option<&Tables>, new: &Tables) -> usize {
     let none = |family: Family| Table { family, sets: Default::default(), chains: Default::default() };
-    new.both()
+    new.all()
         .into_iter()
         .enumerate()
         .map(|(index, table)| match old {
-            Some(old) => transaction::elements_changed(old.both()[index], table),
+            Some(old) => transaction::elements_changed(old.all()[index], table),
             None => transaction::elements_changed(&none(table.family), table),
         })
         .sum()
@@ -338,51 +425,28 @@ fn changed(old: Option<&Tables>, new: &Tables) -> usize {
 impl Enforcer for Nftables {
     fn apply(&mut self, ruleset: &Ruleset) -> Result<Applied, EnforceError> {
         let links = self.links.read().map_err(EnforceError::Links)?;
-        let absent = elements::absent(ruleset, &links);
-        let wanted = compile(ruleset, &links, &mut self.shape);
-        let Some(messages) = self.difference(&wanted) else {
-            let changed = changed(None, &wanted);
-            self.write_all(&wanted)?;
-            self.read_all(wanted)?;
-            return self.result(changed, true, absent);
+        let before = match &self.held {
+            Some(_) => std::mem::take(&mut self.stations),
+            None => self.left_behind(&links)?,
         };
-        if messages.is_empty() {
-            return self.result(0, false, absent);
-        }
-        if let Err(error) = self.socket.commit(&messages) {
-            // Somebody took away what the difference builds upon: everything anew, still in one transaction.
-            return match error.code() {
-                Some(nix::libc::ENOENT | nix::libc::EEXIST) => self.repair(ruleset),
-                _ => Err(refused(error)),
-            };
-        }
-        let held = self.held.take();
-        let old = held.as_ref().map(|held| &held.tables);
-        let count = changed(old, &wanted);
-        let rules_written = old.is_none_or(|old| old.both().into_iter().zip(wanted.both()).any(|(old, new)| old.chains != new.chains));
-        match held {
-            Some(held) if !rules_written && count <= READ_BACK_SINGLY => {
-                let mut drift = Vec::new();
-                for (old, new) in held.tables.both().into_iter().zip(wanted.both()) {
-                    drift.extend(kernel::compare_changed(&mut self.socket, old, new).map_err(EnforceError::Unreadable)?);
-                }
-                if !drift.is_empty() {
-                    return Err(EnforceError::NotAsWritten { drift });
-                }
-                self.held = Some(Held { tables: wanted, forms: held.forms });
-            }
-            Some(_) | None => self.read_all(wanted)?,
-        }
-        self.result(count, rules_written, absent)
+        // Should the write fail, what is tied stays tied.
+        self.stations.clone_from(&before);
+        let applied = self.write(ruleset, &links)?;
+        Ok(Applied { adrift: self.moor(ruleset, &links, &before)?, ..applied })
     }
 
     fn verify(&mut self) -> Result<Vec<Drift>, EnforceError> {
         let Some(held) = &self.held else { return Ok(Vec::new()) };
         let mut all = Vec::new();
-        for (table, forms) in held.tables.both().into_iter().zip(&held.forms) {
+        for (table, forms) in held.tables.all().into_iter().zip(&held.forms) {
             let (_, drift) = kernel::compare(&mut self.socket, table, Some(forms)).map_err(EnforceError::Unreadable)?;
             all.extend(drift);
         }
+        let sticky = stations::read(&self.links).map_err(EnforceError::Links)?.sticky;
+        let names = self.links.read().map_err(EnforceError::Links)?.names();
+        // A port that is gone took its entry along, and a bound one that is gone is unbound in a moment.
+        let loose = self.stations.difference(&sticky).filter_map(|station| Some((names.get(&station.port)?, station.mac)));
+        all.extend(loose.map(|(port, mac)| Drift::Station { port: port.clone(), mac }));
         Ok(all)
     }
 
@@ -394,7 +458,9 @@ impl Enforcer for Nftables {
     fn remove(&mut self) -> Result<Vec<String>, EnforceError> {
         let mut messages = Vec::new();
         let mut tables = Vec::new();
-        for family in [Family::Inet, Family::Bridge] {
+        let links = self.links.read().map_err(EnforceError::Links)?;
+        let tied = self.left_behind(&links)?;
+        for family in [Family::Inet, Family::Bridge, Family::Arp] {
             match self.free_table(family)? {
                 None => continue,
                 Some(_) => {
@@ -404,6 +470,10 @@ impl Enforcer for Nftables {
             }
         }
         self.socket.commit(&messages).map_err(refused)?;
+        for station in tied {
+            stations::release(&self.links, station).map_err(EnforceError::Links)?;
+        }
+        self.stations.clear();
         self.held = None;
         self.shape.clear();
         Ok(tables)

@@ -12,7 +12,7 @@ use crate::stage::{Policy, apply, enforcer, inventory};
 const BRIEFLY: Duration = Duration::from_millis(400);
 
 /// A UDP packet of `from`'s addresses with this payload, in a frame with this source MAC.
-fn datagram(mac: [u8; 6], from: IpAddr, to: (&Member, IpAddr), marker: &[u8]) -> Vec<u8> {
+pub(crate) fn datagram(mac: [u8; 6], from: IpAddr, to: (&Member, IpAddr), marker: &[u8]) -> Vec<u8> {
     let kind = if from.is_ipv4() { frame::ETH_IPV4 } else { frame::ETH_IPV6 };
     let udp = frame::udp((from, 5000), (to.1, 53), marker);
     frame::ethernet(to.0.mac, mac, kind, &frame::ip(from, to.1, frame::PROTO_UDP, &udp))
@@ -66,7 +66,7 @@ fn a_container_cannot_claim_its_neighbours_address_by_arp() {
 }
 
 /// An ICMPv6 message with its checksum, in a packet with hop limit 255.
-fn icmpv6(from: std::net::Ipv6Addr, to: std::net::Ipv6Addr, body: &[u8]) -> Vec<u8> {
+pub(crate) fn icmpv6(from: std::net::Ipv6Addr, to: std::net::Ipv6Addr, body: &[u8]) -> Vec<u8> {
     let mut pseudo = [&from.octets()[..], &to.octets(), &(body.len() as u32).to_be_bytes(), &[0, 0, 0, 58]].concat();
     pseudo.extend_from_slice(body);
     let mut body = body.to_vec();

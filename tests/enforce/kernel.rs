@@ -60,7 +60,7 @@ fn undo_leaves_no_trace_and_other_tables_are_never_touched() {
             assert_eq!(of(&listed), of(&before));
         }
     }
-    assert_eq!(enforcer.remove().unwrap().len(), 2);
+    assert_eq!(enforcer.remove().unwrap().len(), 3);
     assert_eq!(host.ruleset(), before);
     assert_eq!(enforcer.remove().unwrap(), Vec::<String>::new(), "nothing is left to take away");
 }
@@ -111,7 +111,7 @@ fn what_a_killed_agent_enforced_stays_is_adopted_and_can_be_taken_away_by_a_fres
     drop(second);
     assert!(closed());
 
-    assert_eq!(enforcer(&host).remove().unwrap().len(), 2);
+    assert_eq!(enforcer(&host).remove().unwrap().len(), 3);
     assert_eq!(host.ruleset(), before);
     assert!(!closed());
 }
@@ -133,7 +133,7 @@ fn a_copy_of_the_socket_keeps_the_tables_owned_and_hands_them_on() {
     let mut next = host.run(|| Nftables::resume(copy).unwrap());
     apply(&mut next, &bound);
     assert_eq!(next.verify().unwrap(), vec![]);
-    assert_eq!(next.remove().unwrap().len(), 2);
+    assert_eq!(next.remove().unwrap().len(), 3);
 }
 
 #[test]
@@ -152,6 +152,8 @@ fn drift_is_found_in_every_part_and_repaired() {
         ("insert rule inet bulkhead forward accept", "the rules of chain forward were changed"),
         ("add chain inet bulkhead extra", "chain extra is not ours"),
         ("delete element bridge bulkhead ports { vbr0-2 }", "element vbr0-2 is gone"),
+        ("flush set arp bulkhead guarded", "set guarded: element br0 is gone"),
+        ("delete table arp bulkhead", "table arp bulkhead is gone"),
         ("delete table bridge bulkhead", "table bridge bulkhead is gone"),
         ("delete table inet bulkhead", "table inet bulkhead is gone"),
         ("flush ruleset", "is gone"),

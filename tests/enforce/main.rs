@@ -16,6 +16,7 @@ mod errors;
 mod guard;
 mod kernel;
 mod law;
+mod layer2;
 mod lost_state;
 mod modes;
 mod pairs;

@@ -141,6 +141,8 @@ struct Work {
     written: bool,
     /// Why the kernel does not hold what is wanted.
     failing: Option<String>,
+    /// Ports whose MAC address the bridge does not keep there; tried again with every change.
+    adrift: BTreeSet<String>,
     graph: FlowGraph,
     alarms: Alarms,
     uplink: UplinkHandle,
@@ -182,6 +184,7 @@ impl Work {
             wanted: Ruleset::default(),
             written: false,
             failing: None,
+            adrift: BTreeSet::new(),
             graph: FlowGraph::new(),
             alarms,
             uplink: handle,
@@ -255,7 +258,7 @@ impl Work {
             }
             let ended = rule_ended(&plan.set, self.bound, time);
             self.bound = time;
-            if wanted != self.wanted || self.failing.is_some() {
+            if wanted != self.wanted || self.failing.is_some() || !self.adrift.is_empty() {
                 self.enforce(wanted);
                 if ended {
                     self.revoke();
@@ -275,10 +278,19 @@ impl Work {
         match self.enforcer.apply(&wanted) {
             Ok(applied) => {
                 if applied.changed > 0 || applied.rules_written {
-                    info!(changed = applied.changed, rules_written = applied.rules_written, kernel_generation = applied.generation_id, ownership = %applied.ownership, absent = ?applied.absent, "enforced");
+                    info!(changed = applied.changed, rules_written = applied.rules_written, kernel_generation = applied.generation_id, ownership = %applied.ownership, absent = ?applied.absent, adrift = ?applied.adrift, "enforced");
                 }
                 self.written = true;
                 self.failing = None;
+                if applied.adrift != self.adrift {
+                    // A port may be seen a moment before it joins its bridge.
+                    self.wake = self.wake.min(Instant::now() + RETRY_AFTER);
+                } else if let Some(port) = applied.adrift.first() {
+                    self.alarm(format!(
+                        "a neighbour's frames can keep packets from port {port}: its MAC address is also somebody else's on the bridge"
+                    ));
+                }
+                self.adrift = applied.adrift;
                 if let Err(error) = self.keep.save(keep::RULESET, &wanted) {
                     self.alarm(error.to_string());
                 }

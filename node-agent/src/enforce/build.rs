@@ -128,6 +128,11 @@ impl Draft {
             .compare(true, &[0])
     }
 
+    /// To one of the MAC addresses that a bridge keeps to itself: 01:80:c2:00:00:00 to 0f (IEEE 802.1Q, 8.6.3).
+    pub(super) fn reserved_destination(self) -> Self {
+        self.load(&[Field::EtherDestination]).masked(vec![0xff, 0xff, 0xff, 0xff, 0xff, 0xf0]).compare(true, &[0x01, 0x80, 0xc2, 0, 0, 0])
+    }
+
     /// IPv6 with a fragment header, where the offset is zero (the first fragment) or isn't.
     pub(super) fn fragment(self, first: bool) -> Self {
         let number = libc::IPPROTO_FRAGMENT as u8;

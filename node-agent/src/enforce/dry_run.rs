@@ -31,15 +31,15 @@ impl Enforcer for DryRun {
     fn apply(&mut self, ruleset: &Ruleset) -> Result<Applied, EnforceError> {
         let wanted = compile(ruleset, &self.links, &mut self.shape);
         let none = |family| Table { family, sets: Default::default(), chains: Default::default() };
-        let empty = Tables { inet: none(Family::Inet), bridge: none(Family::Bridge) };
+        let empty = Tables { inet: none(Family::Inet), bridge: none(Family::Bridge), arp: none(Family::Arp) };
         let old = self.held.as_ref().unwrap_or(&empty);
-        let messages = old.both().into_iter().zip(wanted.both()).flat_map(|(old, new)| transaction::change(old, new));
+        let messages = old.all().into_iter().zip(wanted.all()).flat_map(|(old, new)| transaction::change(old, new));
         self.said.extend(messages.map(|message| message.what));
-        let rules_written = old.both().into_iter().zip(wanted.both()).any(|(old, new)| old.chains != new.chains);
+        let rules_written = old.all().into_iter().zip(wanted.all()).any(|(old, new)| old.chains != new.chains);
         let changed = changed(Some(old), &wanted);
         self.held = Some(wanted);
         let absent = elements::absent(ruleset, &self.links);
-        Ok(Applied { changed, rules_written, generation_id: 0, ownership: Ownership::Shared, absent })
+        Ok(Applied { changed, rules_written, generation_id: 0, ownership: Ownership::Shared, absent, adrift: Default::default() })
     }
 
     fn verify(&mut self) -> Result<Vec<Drift>, EnforceError> {
@@ -52,7 +52,7 @@ impl Enforcer for DryRun {
     }
 
     fn remove(&mut self) -> Result<Vec<String>, EnforceError> {
-        let tables = self.held.take().map(|tables| tables.both().map(|table| format!("{} {}", table.family, super::TABLE)).to_vec());
+        let tables = self.held.take().map(|tables| tables.all().map(|table| format!("{} {}", table.family, super::TABLE)).to_vec());
         self.said.extend(tables.iter().flatten().map(|table| format!("the removal of table {table}")));
         Ok(tables.unwrap_or_default())
     }

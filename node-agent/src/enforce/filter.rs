@@ -224,6 +224,9 @@ fn input() -> Vec<Rule> {
     vec![
         // Loopback is always allowed; what rides on it to a published port is listed by status.
         rule("the node's own loopback").equals(Field::Iifname, &super::model::interface_name("lo")).then(Verdict::Return),
+        // Neither a bridge's hooks nor the bridge's name in ours: such a frame goes past both, as if the port were no port
+        // (br_handle_frame returns RX_HANDLER_PASS). The node would take the IP packet in it.
+        rule("IP to a MAC address of bridge protocols: it came in around the bridge").reserved_destination().drop(),
         unpinned(),
         rule("from a container to the node").within(&[Field::Iifname], "watched").then(Verdict::Goto("arrival")),
         rule("to a port published by the engine's proxy").then(Verdict::Goto("door")),
@@ -436,5 +439,7 @@ fn door() -> Vec<Rule> {
 
 fn door_allowed(shape: &Shape) -> Vec<Rule> {
     let established = rule("a connection that was allowed").state(ESTABLISHED).then(Verdict::Return);
-    [vec![established], lookups(shape, Direction::Ingress, false, &[Group::Tcp, Group::Udp, Group::Sctp])].concat()
+    // A door is one port: what a spot may reach of it is never a range.
+    let shape = shape.iter().filter(|name| name.kind != Kind::SpotRanges).copied().collect();
+    [vec![established], lookups(&shape, Direction::Ingress, false, &[Group::Tcp, Group::Udp, Group::Sctp])].concat()
 }

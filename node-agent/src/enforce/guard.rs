@@ -65,8 +65,7 @@ pub(super) fn table(ruleset: &Ruleset) -> Table {
         part(&mut key, &ethertype);
         ethertypes.insert(key, Value::Nothing);
     }
-    for (name, set) in
-        [("ports", ports), ("macs", macs), ("addresses4", addresses4), ("addresses6", addresses6), ("ethertypes", ethertypes)]
+    for (name, set) in [("ports", ports), (MACS, macs), ("addresses4", addresses4), ("addresses6", addresses6), ("ethertypes", ethertypes)]
     {
         table.sets.insert(name.to_owned(), set);
     }
@@ -86,6 +85,9 @@ pub(super) fn table(ruleset: &Ruleset) -> Table {
     table
 }
 
+/// The set of ports and their MAC addresses.
+pub(super) const MACS: &str = "macs";
+
 const PORT: Field = Field::Iifname;
 
 fn prerouting() -> Vec<Rule> {
@@ -99,7 +101,7 @@ fn is_type(comment: &str, ethertype: [u8; 2]) -> super::build::Draft {
 fn port_rules() -> Vec<Rule> {
     vec![
         rule("802.1Q, QinQ, PPPoE, unknown types: nothing filters them further on").not_within(&[Field::EtherType], "ethertypes").drop(),
-        rule("another's MAC address").not_within(&[PORT, Field::EtherSource], "macs").then(Verdict::Goto("spoofed")),
+        rule("another's MAC address").not_within(&[PORT, Field::EtherSource], MACS).then(Verdict::Goto("spoofed")),
         is_type("", IPV4).then(Verdict::Goto("ipv4")),
         is_type("", IPV6).then(Verdict::Goto("ipv6")),
         is_type("", ARP).then(Verdict::Goto("arp")),
@@ -111,9 +113,10 @@ fn arp() -> Vec<Rule> {
     const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
     vec![
         rule("ARP for anything but IPv4 over Ethernet").network_bytes_not(0, &ETHERNET_IPV4).drop(),
-        rule("claims another's MAC address").not_within(&[PORT, Field::ArpSenderMac], "macs").then(Verdict::Goto("spoofed")),
-        rule("a probe claims no address (RFC 5227)").equals(Field::ArpSenderAddress, &[0; 4]).then(Verdict::Accept),
+        rule("claims another's MAC address").not_within(&[PORT, Field::ArpSenderMac], MACS).then(Verdict::Goto("spoofed")),
+        rule("a probe claims no address (RFC 5227)").equals(Field::ArpSenderAddress, &[0; 4]).mark(ACCEPTED, PINNED).then(Verdict::Accept),
         rule("claims another's IPv4 address").not_within(&[PORT, Field::ArpSenderAddress], "addresses4").then(Verdict::Goto("spoofed")),
+        pinned(),
     ]
 }
 
@@ -170,7 +173,7 @@ fn to_another() -> Rule {
     rule("to another's MAC address")
         .within(&[Field::Oifname], "ports")
         .unicast()
-        .not_within(&[Field::Oifname, Field::EtherDestination], "macs")
+        .not_within(&[Field::Oifname, Field::EtherDestination], MACS)
         .drop()
 }
 

@@ -12,7 +12,7 @@ use nix::libc;
 
 use super::TABLE;
 use super::attribute::{self, Attributes, as_be32, as_text, find, nest, read, text};
-use super::model::{Chain, Family, Hook, Key, Set, Table, Value, Verdict, show};
+use super::model::{Chain, Family, Hook, Key, Set, Table, Value, Verdict, show, show_mac};
 use super::socket::{NftSocket, SocketError};
 use super::transaction::{Frame, element, element_list};
 
@@ -60,6 +60,13 @@ pub enum Drift {
         /// How it differs.
         what: &'static str,
     },
+    /// A MAC address is no longer tied to its port in the bridge.
+    Station {
+        /// The port's name.
+        port: String,
+        /// The address.
+        mac: [u8; 6],
+    },
 }
 
 impl fmt::Display for Drift {
@@ -69,6 +76,7 @@ impl fmt::Display for Drift {
             Self::Chain { table, chain, what } => write!(f, "table {table}: chain {chain} {what}"),
             Self::Rules { table, chain } => write!(f, "table {table}: the rules of chain {chain} were changed"),
             Self::Set { table, set, what } => write!(f, "table {table}: set {set} {what}"),
+            Self::Station { port, mac } => write!(f, "the bridge no longer keeps {} at port {port}", show_mac(mac)),
             Self::Element { table, set, element, what } => write!(f, "table {table}: set {set}: element {element} {what}"),
         }
     }
@@ -232,6 +240,18 @@ fn elements(socket: &mut NftSocket, family: Family, set: &str) -> Result<BTreeMa
         held.extend(elements_in(attributes).ok_or_else(|| SocketError::Unreadable { what: format!("set {set}") })?);
     }
     Ok(held)
+}
+
+/// Ports and their MAC addresses, as the guard's table has them.
+pub(super) fn pinned(socket: &mut NftSocket) -> Result<Vec<(String, [u8; 6])>, SocketError> {
+    if !sets(socket, Family::Bridge)?.contains_key(super::guard::MACS) {
+        return Ok(Vec::new());
+    }
+    let port_and_mac = |key: Key| match key {
+        Key::Exact(key) => Some((as_text(key.get(..16)?), key.get(16..22)?.try_into().ok()?)),
+        Key::Range(..) | Key::Otherwise => None,
+    };
+    Ok(elements(socket, Family::Bridge, super::guard::MACS)?.into_keys().filter_map(port_and_mac).collect())
 }
 
 fn compare_chains(socket: &mut NftSocket, table: &Table, name: &str, drift: &mut Vec<Drift>) -> Result<(), SocketError> {

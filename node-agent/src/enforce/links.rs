@@ -40,7 +40,7 @@ impl Links {
     }
 }
 
-/// Asks the kernel for links, always in the namespace it was opened in.
+/// Asks the kernel about links and ports, always in the namespace it was opened in.
 #[derive(Debug)]
 pub(super) struct LinkReader {
     socket: Socket,
@@ -55,13 +55,29 @@ impl LinkReader {
 
     /// All links as they are now.
     pub(super) fn read(&self) -> io::Result<Links> {
-        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(LinkMessage::default()));
-        request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let mut links = BTreeMap::new();
+        for answer in self.ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)? {
+            let RouteNetlinkMessage::NewLink(link) = answer else { continue };
+            let name = link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.clone()),
+                _ => None,
+            });
+            if let Some(name) = name {
+                links.insert(name, link.header.index);
+            }
+        }
+        Ok(Links(links))
+    }
+
+    /// Sends one request, and waits for all of the answer.
+    pub(super) fn ask(&self, request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let mut request = NetlinkMessage::from(request);
+        request.header.flags = NLM_F_REQUEST | flags;
         request.finalize();
         let mut buffer = vec![0; request.buffer_len()];
         request.serialize(&mut buffer);
         self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
-        let mut links = BTreeMap::new();
+        let mut answers = Vec::new();
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
             let mut rest = datagram.as_slice();
@@ -70,16 +86,10 @@ impl LinkReader {
                 let length = (message.header.length as usize).next_multiple_of(4).clamp(16, rest.len());
                 rest = &rest[length..];
                 match message.payload {
-                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
-                        let name = link.attributes.iter().find_map(|attribute| match attribute {
-                            LinkAttribute::IfName(name) => Some(name.clone()),
-                            _ => None,
-                        });
-                        if let Some(name) = name {
-                            links.insert(name, link.header.index);
-                        }
-                    }
-                    NetlinkPayload::Done(_) => return Ok(Links(links)),
+                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                    NetlinkPayload::Done(_) => return Ok(answers),
+                    // An acknowledgement is an error of zero.
+                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(answers),
                     NetlinkPayload::Error(error) => return Err(error.to_io()),
                     _ => {}
                 }

@@ -12,6 +12,7 @@ use super::expression::Expression;
 pub(super) enum Family {
     Inet,
     Bridge,
+    Arp,
 }
 
 impl fmt::Display for Family {
@@ -19,6 +20,7 @@ impl fmt::Display for Family {
         f.write_str(match self {
             Self::Inet => "inet",
             Self::Bridge => "bridge",
+            Self::Arp => "arp",
         })
     }
 }
@@ -224,6 +226,11 @@ pub(super) fn show(types: &[KeyType], key: &Key) -> String {
     }
 }
 
+/// A MAC address as people write it.
+pub(super) fn show_mac(mac: &[u8]) -> String {
+    mac.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":")
+}
+
 fn show_part(part: KeyType, value: &[u8]) -> String {
     let number = |value: &[u8]| value.iter().fold(0_u64, |sum, &b| sum << 8 | u64::from(b));
     match part {
@@ -231,7 +238,7 @@ fn show_part(part: KeyType, value: &[u8]) -> String {
         KeyType::InterfaceName => super::attribute::as_text(value),
         KeyType::Ipv4 => <[u8; 4]>::try_from(value).map(|b| std::net::Ipv4Addr::from(b).to_string()).unwrap_or_default(),
         KeyType::Ipv6 => <[u8; 16]>::try_from(value).map(|b| std::net::Ipv6Addr::from(b).to_string()).unwrap_or_default(),
-        KeyType::Mac => value.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":"),
+        KeyType::Mac => show_mac(value),
         KeyType::Protocol | KeyType::Port | KeyType::IcmpType | KeyType::Icmpv6Type => number(value).to_string(),
         KeyType::EtherType => format!("{:#x}", number(value)),
     }

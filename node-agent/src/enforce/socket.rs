@@ -269,6 +269,7 @@ fn nft(family: Family, kind: u8, attributes: Vec<Attribute>) -> NetfilterMessage
     let family = match family {
         Family::Inet => NetfilterProtoFamily::Inet,
         Family::Bridge => NetfilterProtoFamily::Bridge,
+        Family::Arp => NetfilterProtoFamily::ARP,
     };
     NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), NfTablesMessage::Other { message_type: kind, attributes })
 }

@@ -96,7 +96,7 @@ fn filter() -> Check {
         Err(error) => Check::fail(
             name,
             chain(&error),
-            "nf_tables with the families inet and bridge, conntrack (nft_ct), nft_log, nft_limit and nft_reject are needed; on a machine with modules: modprobe nf_tables",
+            "nf_tables with the families inet, bridge and arp, conntrack (nft_ct), nft_log, nft_limit and nft_reject are needed; on a machine with modules: modprobe nf_tables",
         ),
     }
 }
