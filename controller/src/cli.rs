@@ -157,7 +157,9 @@ enum Command {
     #[command(after_help = "Example:\n  bulkhead delete guardrail prod-never-to-dev --comment 'prod and dev share a broker now'")]
     Delete(DeleteArgs),
     /// Put the objects of a file in force
-    #[command(after_help = "Examples:\n  bulkhead apply -f shop.yaml\n  bulkhead export | bulkhead apply -f - --dry-run")]
+    #[command(
+        after_help = "Where something is in Enforce afterwards it says beforehand what would be denied and which connections would end, and asks\nif a segment goes to Enforce or anything would be cut.\n\nExamples:\n  bulkhead apply -f shop.yaml\n  bulkhead export | bulkhead apply -f - --dry-run"
+    )]
     Apply(ApplyArgs),
     /// Take nodes over that belong to another store
     Adopt(AdoptArgs),
@@ -504,8 +506,11 @@ struct ApplyArgs {
     /// Workloads that may come under enforce without an approved policy: all of their traffic is denied
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     deny_unlearned: Vec<Workload>,
+    /// Don't ask where something that is in Enforce afterwards would be cut
+    #[arg(long, short)]
+    yes: bool,
     /// Only say what would change
-    #[arg(long)]
+    #[arg(long, conflicts_with = "yes")]
     dry_run: bool,
     /// Why
     #[arg(long, default_value = "")]

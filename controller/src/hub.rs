@@ -22,7 +22,7 @@ use policy::suggestion::Suggestion;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub use decide::Request;
-pub(crate) use decide::to_enforce;
+pub(crate) use decide::{to_apply, to_be_enforced, to_enforce};
 pub use state::State;
 pub use task::{Options, start};
 

@@ -66,7 +66,7 @@ pub struct AgentFlags {
     #[arg(long, value_name = "URL")]
     pub docker_host: Option<String>,
     /// The network namespace that the engine runs in, if it is not this one.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH|PID")]
     pub netns: Option<PathBuf>,
     /// This node's name (default: the host's name).
     #[arg(long, value_name = "NAME")]
@@ -114,7 +114,7 @@ pub struct CheckArgs {
     #[arg(long, value_name = "URL")]
     pub docker_host: Option<String>,
     /// The network namespace that the engine runs in, if it is not this one.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH|PID")]
     pub netns: Option<PathBuf>,
     /// As JSON.
     #[arg(long)]

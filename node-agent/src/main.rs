@@ -44,7 +44,7 @@ struct Run {
     #[arg(long, value_name = "URL")]
     docker_host: Option<String>,
     /// The network namespace that the engine runs in, if it is not this one.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_parser = netns::place, value_name = "PATH|PID")]
     netns: Option<PathBuf>,
     /// This node's name (default: the host's name).
     #[arg(long, value_name = "NAME")]
@@ -63,7 +63,7 @@ enum Command {
         #[command(flatten)]
         places: Places,
         /// The namespace to clean (default: the one the last run used).
-        #[arg(long, value_name = "PATH")]
+        #[arg(long, value_parser = netns::place, value_name = "PATH|PID")]
         netns: Option<PathBuf>,
     },
     /// What this host lacks, or what would conflict.
@@ -72,7 +72,7 @@ enum Command {
         #[arg(long, value_name = "URL")]
         docker_host: Option<String>,
         /// The network namespace that the engine runs in.
-        #[arg(long, value_name = "PATH")]
+        #[arg(long, value_parser = netns::place, value_name = "PATH|PID")]
         netns: Option<PathBuf>,
         /// The agent's state, to see whether another agent runs.
         #[command(flatten)]

@@ -6,7 +6,7 @@
 //!
 //! Everything is opened in the network namespace of the thread that calls `start`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
@@ -27,11 +27,13 @@ mod listening;
 pub mod netfilter;
 pub mod nflog;
 mod reader;
+mod room;
 pub mod switches;
 pub mod table;
 mod worker;
 
 pub use links::Calls;
+pub use room::Limits;
 pub use switches::Originals;
 
 use links::Links;
@@ -57,12 +59,24 @@ pub struct Options {
     pub buffer: usize,
     /// How often the table is read for flows that go on. Stretched if reading it takes long.
     pub sweep: Duration,
+    /// Bridges that are filtered: their connections are tracked whatever there is room for.
+    pub filtered: watch::Receiver<BTreeSet<String>>,
+    /// When to stop tracking for the sake of learning.
+    pub limits: Limits,
 }
 
 impl Default for Options {
     fn default() -> Self {
         let keep: Box<Keep<'static>> = Box::new(|_| Ok(()));
-        Self { originals: Originals::default(), keep, buffer: 32 * 1024 * 1024, sweep: Duration::from_secs(10) }
+        Self {
+            originals: Originals::default(),
+            keep,
+            buffer: 32 * 1024 * 1024,
+            sweep: Duration::from_secs(10),
+            // The sender is gone: nothing is filtered, and stays so.
+            filtered: watch::channel(BTreeSet::new()).1,
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -85,6 +99,8 @@ pub struct Account {
     pub followed: (usize, usize),
     /// Connections in the kernel's table, and how many there may be.
     pub room: (u64, u64),
+    /// Tracking for the sake of learning is stopped for want of room.
+    pub restrained: bool,
     /// What others switched off and was switched on again, or took away and was put back.
     pub repaired: BTreeMap<String, u64>,
     /// Why it sees nothing, or not all, right now.
@@ -133,7 +149,7 @@ impl Observer {
     /// # Errors
     /// No permission, another agent, or a kernel that can't; see [`ObserveError`].
     pub fn start(options: Options, snapshots: watch::Receiver<Arc<Snapshot>>) -> Result<(mpsc::Receiver<Fact>, Self), ObserveError> {
-        let Options { mut originals, mut keep, buffer, sweep } = options;
+        let Options { mut originals, mut keep, buffer, sweep, filtered, limits } = options;
         let links = Links::open().map_err(failed("watch the node's interfaces"))?;
         originals.switch_on(&mut keep)?;
         let prepared = Table::install().map_err(ObserveError::from).and_then(|table| {
@@ -175,6 +191,8 @@ impl Observer {
             keep,
             kept,
             sweep,
+            filtered,
+            limits,
             since,
             blind,
         });

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::apply::{Choice, Edge, Reading, Refused, Reviewed, allow, approve, edit, reject, revert, within_guardrails};
-pub use self::enforce::{Foreseen, ForeseenDenial, foresee, to_enforce, unlearned};
+pub use self::enforce::{Foreseen, ForeseenDenial, foresee, foresee_change, to_enforce, unlearned};
 
 /// Who decided, as far as the machine can know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -75,6 +75,52 @@ fn enforce_says_beforehand_what_it_would_deny_and_end() {
 }
 
 #[test]
+fn an_apply_that_cuts_says_beforehand_what_it_would_deny_and_end_as_a_switch_does() {
+    let (desk, node) = approved();
+    let ends = |from: &str, to: &str, service: &str| {
+        let edge = EdgeKey { from: end(from), to: end(to), service: service.parse().unwrap(), direction_known: true };
+        let ended = Ended { edge, connections: 2, examples: Vec::new(), reason: "no rule".to_owned() };
+        *node.preview.lock().unwrap() = Preview { ended: vec![ended], unlearned: Vec::new() };
+    };
+    let generations = node.generations();
+    // To Enforce: asked, as `mode` asks.
+    desk.run("segment add shop").done();
+    let segment = desk.run("get segments shop -o yaml").done();
+    let file = desk.file("segment.yaml", &segment.replace("mode: Learn", "mode: Enforce"));
+    node.saw(&desk, &[edge("shop/worker", "shop/db", "tcp/6379", 3)]);
+    ends("shop/worker", "shop/db", "tcp/6379");
+    let asked = desk.args(&["apply", "-f", &file]);
+    assert!(asked.out.contains("1 edge would be denied") && asked.out.contains("shop/worker -> shop/db tcp/6379"), "{}", asked.out);
+    assert!(asked.out.contains("2 established connections would end"), "{}", asked.out);
+    let error = asked.failed(3);
+    assert!(error.contains("not confirmed") && error.contains("--yes"), "{error}");
+    let dry = desk.args(&["apply", "--dry-run", "-f", &file]).done();
+    assert!(dry.contains("2 established connections would end") && dry.contains("Dry run: nothing was changed"), "{dry}");
+    assert_eq!(mode_of(&desk, "shop"), "Learn");
+    assert_eq!(node.generations().len(), generations.len() + 1, "only the segment was made");
+    desk.args(&["apply", "--yes", "-f", &file]).done();
+    assert_eq!(mode_of(&desk, "shop"), "Enforce");
+
+    // In Enforce: what a narrower policy newly cuts, and not what was denied before.
+    let policy = desk.run("get policies shop/db -o yaml").done();
+    let narrower = desk.file("db.yaml", &policy.replace("tcp/5432", "tcp/5433"));
+    ends("shop/web", "shop/db", "tcp/5432");
+    let asked = desk.args(&["apply", "-f", &narrower]);
+    assert!(
+        asked.out.contains("shop/web -> shop/db tcp/5432") && asked.out.contains("2 established connections would end"),
+        "{}",
+        asked.out
+    );
+    assert!(!asked.out.contains("tcp/6379"), "denied before already: {}", asked.out);
+    asked.failed(3);
+    // What cuts nothing is not asked about.
+    *node.preview.lock().unwrap() = Preview::default();
+    let wider = desk.file("wider.yaml", &policy.replace("tcp/5432", "tcp/5432-5433"));
+    let said = desk.args(&["apply", "-f", &wider]).done();
+    assert!(said.contains("+ ingress shop/web tcp/5432-5433"), "{said}");
+}
+
+#[test]
 fn a_node_that_cannot_say_what_would_end_is_named() {
     let (desk, node) = approved();
     node.stop();

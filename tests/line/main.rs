@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "everything here is a test")]
 
+mod outside;
+
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::process::Command;

@@ -9,4 +9,5 @@ mod named;
 mod node;
 mod older;
 mod roads;
+mod room;
 mod switches;

@@ -204,6 +204,9 @@ pub struct Apply {
     /// Say what would change and change nothing.
     #[serde(default)]
     pub dry_run: bool,
+    /// Generation of the forecast that was read; `None`: where something is in Enforce afterwards, only forecast.
+    #[serde(default)]
+    pub confirm: Option<u64>,
 }
 
 /// A guardrail to take out.

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use policy::review::{self, Foreseen};
-use policy::{Mode, Workload};
+use policy::{Mode, PolicySet, Workload};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -20,7 +20,7 @@ use super::ask::{Allow, Apply, Comment, Delete, Edit, Export, GraphFilter, Membe
 use super::peer::{Asking, Gate, check};
 use super::stream::flows;
 use super::view::{Failure, FailureCode, Forecast, Outcome, VersionView};
-use crate::hub::{HubError, Request, State as Known, documents, explain, to_enforce, view};
+use crate::hub::{HubError, Request, State as Known, documents, explain, to_apply, to_be_enforced, to_enforce, view};
 
 /// How long a node may think about a preview.
 const PREVIEW: Duration = Duration::from_secs(5);
@@ -121,7 +121,7 @@ pub(super) fn routes(served: Served, gate: Gate) -> Router {
         .route("/mode", post(mode))
         .route("/quarantine", post(|s, who, Body(b): Body<OfWorkload>| decide(s, who, Request::Quarantine(b))))
         .route("/release", post(|s, who, Body(b): Body<OfWorkload>| decide(s, who, Request::Release(b))))
-        .route("/apply", post(|s, who, Body(b): Body<Apply>| decide(s, who, Request::Apply(b))))
+        .route("/apply", post(apply))
         .route("/delete", post(|s, who, Body(b): Body<Delete>| decide(s, who, Request::Delete(b))))
         .route("/adopt", post(adopt))
         .route("/down", post(|s, who, Body(b): Body<Comment>| decide(s, who, Request::Down(b))))
@@ -228,24 +228,44 @@ async fn mode(served: State<Served>, who: Asking, Body(switch): Body<Switch>) ->
     if switch.mode != Mode::Enforce || switch.confirm.is_some() {
         return decide(served, who, Request::Switch(switch)).await;
     }
-    let forecast = forecast(&served, switch).await?;
+    let forecast = forecast(&served, move |state| {
+        if state.set.segments.get(&switch.segment).is_some_and(|segment| segment.mode == Mode::Enforce) {
+            return Ok(None);
+        }
+        to_enforce(state, &switch).map(Some)
+    })
+    .await?;
     let generation = forecast.as_ref().map_or(0, |forecast| forecast.generation);
     let notes = if forecast.is_none() { vec!["It is in Enforce already.".to_owned()] } else { Vec::new() };
     Ok(Json(Outcome { recorded: None, generation, notes, forecast }))
 }
 
-async fn forecast(served: &Served, switch: Switch) -> Result<Option<Forecast>, Problem> {
+/// Documents that leave something in Enforce are answered with their forecast, unless one is confirmed.
+async fn apply(served: State<Served>, who: Asking, Body(request): Body<Apply>) -> Answer<Outcome> {
+    if request.confirm.is_some() {
+        return decide(served, who, Request::Apply(request)).await;
+    }
+    let asked = request.clone();
+    let forecast = forecast(&served, move |state| to_apply(state, &asked)).await?;
+    let Some(forecast) = forecast else { return decide(served, who, Request::Apply(request)).await };
+    // Dry, it only tells: what is different, then what that would cut.
+    let Json(told) = decide(served, who, Request::Apply(Apply { dry_run: true, ..request })).await?;
+    Ok(Json(Outcome { generation: forecast.generation, forecast: Some(forecast), ..told }))
+}
+
+/// What a set that is not in force would cut: of the graph, and of the connections that live on the nodes. `None`: there is
+/// nothing to foresee.
+async fn forecast(
+    served: &Served,
+    wanted: impl FnOnce(&Known) -> Result<Option<PolicySet>, HubError> + Send + 'static,
+) -> Result<Option<Forecast>, Problem> {
     let prepared = served.hub.read_learned(move |state| {
-        if state.set.segments.get(&switch.segment).is_some_and(|segment| segment.mode == Mode::Enforce) {
-            return Ok(None);
-        }
-        let set = to_enforce(state, &switch)?;
-        let foreseen = review::foresee(&set, &switch.segment, &state.graph, &state.networks, state.now);
-        let plan = state.plan_of(set, state.generation + 1);
-        Ok::<_, HubError>(Some((foreseen, plan, state.generation)))
+        let Some(set) = wanted(state)? else { return Ok(None) };
+        let foreseen = review::foresee_change(&state.set, &set, &state.graph, &state.networks, state.now);
+        let forecast = Forecast { generation: state.generation, switched: to_be_enforced(&state.set, &set), ..Forecast::default() };
+        Ok::<_, HubError>(Some((foreseen, state.plan_of(set, state.generation + 1), forecast)))
     });
-    let Some((foreseen, plan, generation)) = prepared.await?? else { return Ok(None) };
-    let mut forecast = Forecast { generation, ..Forecast::default() };
+    let Some((foreseen, plan, mut forecast)) = prepared.await?? else { return Ok(None) };
     let answers = served.hub.preview(Arc::new(plan)).await?;
     let deadline = tokio::time::Instant::now() + PREVIEW;
     let mut ended = BTreeMap::new();

@@ -253,6 +253,16 @@ pub struct Forecast {
     pub silent: BTreeMap<String, String>,
     /// Generation it was made from; to be named when confirming.
     pub generation: u64,
+    /// Segments that go to Enforce.
+    pub switched: BTreeSet<String>,
+}
+
+impl Forecast {
+    /// Whether a person has to be asked: a segment goes to Enforce, or something that works would be cut.
+    pub fn asks(&self) -> bool {
+        let cuts = !self.denied.is_empty() || self.ended.values().any(|ended| !ended.is_empty()) || !self.unlearned.is_empty();
+        cuts || !self.switched.is_empty()
+    }
 }
 
 /// What became of a decision.

@@ -87,6 +87,16 @@ fn not_confirmed() -> Failed {
     Failed::new(exit::REFUSED, "not confirmed: nothing was changed", "")
 }
 
+/// That somebody said yes, beforehand or now. `instead`: what a script has to do.
+fn confirmed(terminal: &Terminal, yes: bool, instead: &str, question: &str) -> Result<(), Failed> {
+    match yes {
+        true => Ok(()),
+        false if !terminal.interactive() => Err(Failed { next: instead.to_owned(), ..not_confirmed() }),
+        false if terminal.confirm(question)? => Ok(()),
+        false => Err(not_confirmed()),
+    }
+}
+
 pub(super) fn allow(client: &Client, terminal: &Terminal, args: AllowArgs) -> Result<(), Failed> {
     let AllowArgs { from, to, port, duration, comment } = args;
     let request = Allow { from, to, ports: port, seconds: duration.map(|d| d.as_secs()), comment };
@@ -129,14 +139,7 @@ pub(super) fn mode(client: &Client, terminal: &Terminal, args: ModeArgs) -> Resu
     if dry_run {
         return Ok(());
     }
-    if !yes {
-        if !terminal.interactive() {
-            return Err(Failed::new(exit::REFUSED, "not confirmed: nothing was changed", "Add --yes to switch without being asked."));
-        }
-        if !terminal.confirm(&format!("Switch {} to Enforce?", request.segment))? {
-            return Err(not_confirmed());
-        }
-    }
+    confirmed(terminal, yes, "Add --yes to switch without being asked.", &format!("Switch {} to Enforce?", request.segment))?;
     request.confirm = Some(forecast.generation);
     tell(terminal, &client.post("/api/v1/mode", &request)?)
 }
@@ -178,15 +181,8 @@ fn tell_forecast(terminal: &Terminal, forecast: &Forecast) -> Result<(), Failed>
 }
 
 pub(super) fn adopt(client: &Client, terminal: &Terminal, args: AdoptArgs) -> Result<(), Failed> {
-    if !args.yes {
-        let question = "Nodes that belong to another store take their policy from this one from now on. Adopt them?";
-        if !terminal.interactive() {
-            return Err(Failed::new(exit::REFUSED, "not confirmed: nothing was changed", "Add --yes to adopt without being asked."));
-        }
-        if !terminal.confirm(question)? {
-            return Err(not_confirmed());
-        }
-    }
+    let question = "Nodes that belong to another store take their policy from this one from now on. Adopt them?";
+    confirmed(terminal, args.yes, "Add --yes to adopt without being asked.", question)?;
     tell(terminal, &client.post("/api/v1/adopt", &Comment { comment: args.comment, subject: String::new() })?)
 }
 
@@ -195,7 +191,7 @@ fn unreadable(file: &Path, error: &io::Error) -> Failed {
 }
 
 pub(super) fn apply(client: &Client, terminal: &Terminal, args: ApplyArgs) -> Result<(), Failed> {
-    let ApplyArgs { file, deny_unlearned, dry_run, comment } = args;
+    let ApplyArgs { file, deny_unlearned, yes, dry_run, comment } = args;
     let (name, text) = if file == Path::new("-") {
         let mut text = String::new();
         io::stdin().read_to_string(&mut text).map_err(|e| unreadable(Path::new("the input"), &e))?;
@@ -203,7 +199,19 @@ pub(super) fn apply(client: &Client, terminal: &Terminal, args: ApplyArgs) -> Re
     } else {
         (file.display().to_string(), fs::read_to_string(&file).map_err(|e| unreadable(&file, &e))?)
     };
-    tell(terminal, &client.post("/api/v1/apply", &Apply { file: name, text, deny_unlearned, comment, dry_run })?)
+    let mut request = Apply { file: name, text, deny_unlearned, comment, dry_run, confirm: None };
+    let outcome: Outcome = client.post("/api/v1/apply", &request)?;
+    let Some(forecast) = &outcome.forecast else { return tell(terminal, &outcome) };
+    if dry_run {
+        tell_forecast(terminal, forecast)?;
+        return tell(terminal, &outcome);
+    }
+    if forecast.asks() {
+        tell_forecast(terminal, forecast)?;
+        confirmed(terminal, yes, "Add --yes to apply without being asked.", "Put this in force?")?;
+    }
+    request.confirm = Some(forecast.generation);
+    tell(terminal, &client.post("/api/v1/apply", &request)?)
 }
 
 pub(super) fn delete(client: &Client, terminal: &Terminal, args: DeleteArgs) -> Result<(), Failed> {

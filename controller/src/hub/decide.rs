@@ -439,14 +439,7 @@ fn switched(state: &State, request: &Switch) -> Result<Decided, HubError> {
     let before = before.unwrap_or_default();
     let set = match mode {
         Mode::Enforce => {
-            match confirm {
-                Some(generation) if *generation == state.generation => {}
-                Some(_) => {
-                    let what = "what is in force has changed since the forecast was made: nothing was switched";
-                    return Err(HubError::refused(what, "Ask for the forecast again."));
-                }
-                None => return Err(HubError::refused("a switch to Enforce must name the forecast it confirms", "")),
-            }
+            must_be_foreseen(state, *confirm)?;
             to_enforce(state, request)?
         }
         Mode::Learn | Mode::Audit => {
@@ -509,6 +502,39 @@ fn released(state: &State, request: &OfWorkload) -> Result<Decided, HubError> {
     Ok(Decided::new(set, Action::Release, workload, comment).note(format!("{workload} is back under its segment.")))
 }
 
+/// Segments that are in Enforce afterwards and were not.
+pub(crate) fn to_be_enforced(before: &PolicySet, after: &PolicySet) -> BTreeSet<String> {
+    let in_enforce = |set: &PolicySet, name: &String| set.segments.get(name).is_some_and(|segment| segment.mode == Mode::Enforce);
+    after.segments.keys().filter(|name| in_enforce(after, name) && !in_enforce(before, name)).cloned().collect()
+}
+
+/// Documents before they are applied: the set they would make, if that enforces something; then it must be foreseen.
+pub(crate) fn to_apply(state: &State, request: &Apply) -> Result<Option<PolicySet>, HubError> {
+    let documents::Wanted::Set(set, _) = documents::read(state, &request.file, &request.text)? else { return Ok(None) };
+    let enforces = set.segments.values().any(|segment| segment.mode == Mode::Enforce);
+    if set == state.set || !enforces {
+        return Ok(None);
+    }
+    if !to_be_enforced(&state.set, &set).is_empty() {
+        state.must_see_nodes()?;
+    }
+    review::within_guardrails(&state.set, &set)?;
+    refuse_unlearned(state, &set, &request.deny_unlearned)?;
+    Ok(Some(set))
+}
+
+/// That what is confirmed is what was foreseen.
+fn must_be_foreseen(state: &State, confirm: Option<u64>) -> Result<(), HubError> {
+    match confirm {
+        Some(generation) if generation == state.generation => Ok(()),
+        Some(_) => {
+            let what = "what is in force has changed since the forecast was made: nothing was switched";
+            Err(HubError::refused(what, "Ask for the forecast again."))
+        }
+        None => Err(HubError::refused("a switch to Enforce must name the forecast it confirms", "")),
+    }
+}
+
 fn applied(state: &State, request: &Apply) -> Result<Decided, HubError> {
     let (set, about) = match documents::read(state, &request.file, &request.text)? {
         documents::Wanted::Set(set, about) => (set, about),
@@ -521,13 +547,9 @@ fn applied(state: &State, request: &Apply) -> Result<Decided, HubError> {
     };
     review::within_guardrails(&state.set, &set)?;
     let changes = documents::changes(&state.set, &set);
-    let mut notes = refuse_unlearned(state, &set, &request.deny_unlearned)?;
-    for segment in set.segments.values().filter(|segment| segment.mode == Mode::Enforce) {
-        if state.set.segments.get(&segment.name).is_some_and(|before| before.mode == Mode::Enforce) {
-            continue;
-        }
-        let foreseen = review::foresee(&set, &segment.name, &state.graph, &state.networks, state.now);
-        notes.extend(foreseen.denied.iter().map(|denial| format!("Enforce in {} denies {}: {}", segment.name, denial.edge, denial.reason)));
+    let notes = refuse_unlearned(state, &set, &request.deny_unlearned)?;
+    if !request.dry_run && (request.confirm.is_some() || !to_be_enforced(&state.set, &set).is_empty()) {
+        must_be_foreseen(state, request.confirm)?;
     }
     let mut decided = Decided::new(set, Action::Edit, about, &request.comment);
     decided.notes = if changes.is_empty() { vec!["Nothing is different.".to_owned()] } else { changes.clone() };

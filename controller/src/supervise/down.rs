@@ -27,7 +27,7 @@ pub struct DownArgs {
     #[arg(long, default_value = "", value_name = "TEXT")]
     pub comment: String,
     /// The network namespace to clean, if the agent's state does not say.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH|PID")]
     pub netns: Option<PathBuf>,
 }
 

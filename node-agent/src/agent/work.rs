@@ -77,7 +77,12 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         let before = Before { netns: netns.clone(), originals: originals.clone() };
         kept.save(keep::BEFORE, &before).map_err(std::io::Error::other)
     };
-    let watching = observe::Options { originals: before.originals, keep: Box::new(keep_originals), ..observe::Options::default() };
+    let watching = observe::Options {
+        originals: before.originals,
+        keep: Box::new(keep_originals),
+        filtered: work.filtered.subscribe(),
+        ..observe::Options::default()
+    };
     let (mut facts, observer) = Observer::start(watching, snapshots.clone())?;
 
     let mut orders = work.orders.take().expect("taken once, here");
@@ -137,6 +142,8 @@ struct Work {
     enforcer: Nftables,
     /// What the plan asks for here, now.
     wanted: Ruleset,
+    /// The bridges of `wanted`, for whoever looks after their switches.
+    filtered: watch::Sender<BTreeSet<String>>,
     /// Whether tables of ours were written, by this process or found.
     written: bool,
     /// Why the kernel does not hold what is wanted.
@@ -182,6 +189,7 @@ impl Work {
             plan,
             enforcer: Nftables::open()?,
             wanted: Ruleset::default(),
+            filtered: watch::channel(BTreeSet::new()).0,
             written: false,
             failing: None,
             adrift: BTreeSet::new(),
@@ -271,6 +279,12 @@ impl Work {
     }
 
     fn enforce(&mut self, wanted: Ruleset) {
+        let bridges: BTreeSet<String> = wanted.watched.keys().cloned().collect();
+        self.filtered.send_if_modified(|known| {
+            let news = *known != bridges;
+            *known = bridges;
+            news
+        });
         if wanted.watched.is_empty() && !self.written {
             self.wanted = wanted;
             return;
@@ -470,6 +484,9 @@ impl Work {
         let conntrack = account.room;
         if conntrack.1 > 0 && conntrack.0 * 100 / conntrack.1 >= 80 {
             self.alarm(format!("the connection table holds more than 80 % of its {} entries: when it is full, every new connection of this host fails. Raise net.netfilter.nf_conntrack_max", conntrack.1));
+        }
+        if account.restrained {
+            self.alarm("the connection table runs full: nothing is tracked for learning alone until a fifth of it is free. Raise net.netfilter.nf_conntrack_max".to_owned());
         }
         let status = NodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),

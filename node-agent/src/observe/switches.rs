@@ -110,6 +110,15 @@ impl Originals {
         Ok(true)
     }
 
+    /// Puts the switches of one bridge back as they were, while the rest stays on.
+    pub(super) fn let_go(&self, links: &mut Links, bridge: &str) -> Result<(), SwitchError> {
+        let Some(before) = self.bridges.get(bridge) else { return Ok(()) };
+        if links.calls(bridge).is_none_or(|now| now == *before) {
+            return Ok(());
+        }
+        links.set_calls(bridge, *before).map_err(|source| SwitchError::Bridge { bridge: bridge.to_owned(), source })
+    }
+
     /// Puts everything back, in this thread's network namespace. A bridge that is gone needs nothing. Goes on after a failure.
     ///
     /// # Errors

@@ -170,12 +170,20 @@ impl Table {
         Ok(true)
     }
 
+    /// Takes the table out until [`Table::repair`]; gone already is fine.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn lift(&mut self) -> io::Result<()> {
+        if present(&mut self.channel)? { remove(&mut self.channel) } else { Ok(()) }
+    }
+
     /// Removes the table.
     ///
     /// # Errors
     /// The kernel's.
     pub fn remove(mut self) -> io::Result<()> {
-        remove(&mut self.channel)
+        self.lift()
     }
 }
 

@@ -11,14 +11,14 @@ use policy::attribute::{Attribution, Denial, Fact, Listening, Scene};
 use policy::flow::{FlowOutcome, Tuple};
 use policy::track::{Kind, Sight, Tracker};
 use tokio::sync::{mpsc, watch};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::links::Links;
 use super::listening::Sockets;
 use super::reader::Batch;
 use super::switches::{self, Keep, Originals};
 use super::table::{Features, Table};
-use super::{Account, conntrack};
+use super::{Account, Limits, conntrack};
 use crate::chain::chain;
 use crate::inventory::Snapshot;
 
@@ -50,6 +50,8 @@ pub(super) struct Parts {
     pub(super) keep: Box<Keep<'static>>,
     pub(super) kept: watch::Sender<Originals>,
     pub(super) sweep: Duration,
+    pub(super) filtered: watch::Receiver<BTreeSet<String>>,
+    pub(super) limits: Limits,
     pub(super) since: Timestamp,
     pub(super) blind: Vec<String>,
 }
@@ -71,6 +73,10 @@ pub(super) struct Worker {
     /// What is wrong with a bridge, or with reading, until it isn't.
     wrong: BTreeMap<String, String>,
     room: (u64, u64),
+    /// Nothing is tracked for learning alone.
+    restrained: bool,
+    /// Bridges whose switches were put back for that.
+    let_go: BTreeSet<String>,
     swept: Instant,
     swept_in: Duration,
     loss_to_repair: bool,
@@ -113,6 +119,8 @@ impl Worker {
             repaired: BTreeMap::new(),
             wrong: BTreeMap::new(),
             room: (0, 0),
+            restrained: false,
+            let_go: BTreeSet::new(),
             swept: now,
             swept_in: Duration::ZERO,
             loss_to_repair: false,
@@ -213,6 +221,7 @@ impl Worker {
                 self.wrong.insert("links".to_owned(), format!("the node's interfaces can't be watched: {error}"));
             }
         }
+        self.restrain();
         self.lead_bridges_through();
         self.resolve();
         let due = if self.loss_to_repair { REPAIR_AFTER } else { self.parts.sweep };
@@ -234,12 +243,63 @@ impl Worker {
         self.attribution.resolve(&scene, listening, Timestamp::now(), &mut self.out);
     }
 
+    /// Stops what tracks connections for learning alone when the connection table runs full, and begins again when there is room.
+    fn restrain(&mut self) {
+        if let Some(room) = switches::room() {
+            self.room = room;
+        }
+        let before = self.restrained;
+        self.restrained = self.parts.limits.restrain(before, self.room);
+        if before && !self.restrained {
+            info!(entries = self.room.0, "there is room in the connection table again; networks in Learn are tracked");
+            self.wrong.remove("room");
+            // The table first: what begins from now on is seen, what lives on is read.
+            self.keep_table(false);
+            self.loss_to_repair = true;
+        }
+        if !self.restrained {
+            return;
+        }
+        let (used, room) = self.room;
+        if !before {
+            warn!(used, room, "the connection table runs full; connections are not tracked for learning alone");
+        }
+        let text = format!(
+            "the connection table runs full ({used} of {room} entries): networks that are neither enforced nor audited are not tracked \
+             for now, and nothing is learned there. Raise net.netfilter.nf_conntrack_max"
+        );
+        // Said once: the numbers move all the time, and each change would be news.
+        self.wrong.entry("room".to_owned()).or_insert(text);
+        let filtered = self.parts.filtered.borrow().clone();
+        let Parts { originals, links, table, .. } = &mut self.parts;
+        for bridge in originals.bridges.keys().filter(|bridge| !filtered.contains(*bridge)) {
+            match originals.let_go(links, bridge) {
+                Ok(()) => drop(self.let_go.insert(bridge.clone())),
+                Err(error) => warn!(bridge, error = chain(&error), "a bridge's switch could not be put back"),
+            }
+        }
+        if filtered.is_empty()
+            && let Err(error) = table.lift()
+        {
+            warn!(%error, "the observation table could not be taken out");
+        }
+    }
+
+    /// Whether a bridge's connections are left alone for want of room.
+    fn leaves_alone(&self, bridge: &str) -> bool {
+        self.restrained && !self.parts.filtered.borrow().contains(bridge)
+    }
+
     /// Switches netfilter on for every bridge of the engine.
     fn lead_bridges_through(&mut self) {
         let snapshot = Arc::clone(&self.parts.snapshots.borrow());
         let bridges: BTreeSet<&str> = snapshot.inventory.networks.values().filter_map(|network| network.bridge.as_deref()).collect();
         self.wrong.retain(|what, _| what.strip_prefix("bridge ").is_none_or(|bridge| bridges.contains(bridge)));
         for bridge in bridges {
+            if self.leaves_alone(bridge) {
+                continue;
+            }
+            let ours = self.let_go.remove(bridge);
             let Parts { links, originals, keep, kept, .. } = &mut self.parts;
             let known = originals.bridges.contains_key(bridge);
             let place = format!("bridge {bridge}");
@@ -247,10 +307,10 @@ impl Worker {
                 Ok(false) => {}
                 Ok(true) => {
                     self.wrong.remove(&place);
-                    if known {
+                    if known && !ours {
                         warn!(bridge, "somebody switched netfilter off for a bridge; switched on again");
                         *self.repaired.entry(format!("netfilter of {place}")).or_default() += 1;
-                    } else {
+                    } else if !known {
                         kept.send_replace(originals.clone());
                     }
                 }
@@ -292,10 +352,7 @@ impl Worker {
         self.sockets.forget();
         let now = Timestamp::now();
         self.denied.retain(|_, last| now.duration_since(*last) < SAME_DENIAL);
-        if let Some(room) = switches::room() {
-            self.room = room;
-        }
-        let Parts { originals, keep, kept, table, .. } = &mut self.parts;
+        let Parts { originals, keep, kept, .. } = &mut self.parts;
         match originals.switch_on(keep) {
             Ok(changed) => {
                 self.wrong.remove("sysctl");
@@ -309,10 +366,18 @@ impl Worker {
                 self.wrong.insert("sysctl".to_owned(), chain(&error));
             }
         }
-        match table.repair() {
+        if !self.restrained || !self.parts.filtered.borrow().is_empty() {
+            self.keep_table(true);
+        }
+    }
+
+    /// Puts the observation table back where it is gone; `foul`: nobody of us took it out.
+    fn keep_table(&mut self, foul: bool) {
+        match self.parts.table.repair() {
             Ok(false) => {
                 self.wrong.remove("table");
             }
+            Ok(true) if !foul => {}
             Ok(true) => {
                 warn!("somebody removed the observation table; it is back");
                 *self.repaired.entry("the observation table".to_owned()).or_default() += 1;
@@ -338,6 +403,7 @@ impl Worker {
             skipped,
             followed: (self.tracker.open(), self.attribution.waiting()),
             room: self.room,
+            restrained: self.restrained,
             repaired: self.repaired.clone(),
             blind: self.parts.blind.iter().chain(self.wrong.values()).cloned().collect(),
         };

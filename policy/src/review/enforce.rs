@@ -69,6 +69,35 @@ pub struct ForeseenDenial {
     pub reason: String,
 }
 
+/// What a change of the set would newly deny of what the graph holds: what [`foresee`] says of every segment that is in Enforce
+/// after it, without what is denied before it already. Who is unlearned or without evidence is named of segments that were not in
+/// Enforce before.
+pub fn foresee_change(
+    before: &PolicySet,
+    after: &PolicySet,
+    graph: &FlowGraph,
+    running: &BTreeMap<Workload, BTreeSet<String>>,
+    now: Timestamp,
+) -> Foreseen {
+    let in_enforce = |set: &PolicySet, name: &str| set.segments.get(name).is_some_and(|segment| segment.mode == Mode::Enforce);
+    let mut all = Foreseen::default();
+    for name in after.segments.keys().filter(|name| in_enforce(after, name)) {
+        let mut foreseen = foresee(after, name, graph, running, now);
+        if in_enforce(before, name) {
+            let old: BTreeSet<EdgeKey> = foresee(before, name, graph, running, now).denied.into_iter().map(|denial| denial.edge).collect();
+            foreseen.denied.retain(|denial| !old.contains(&denial.edge));
+            (foreseen.no_evidence, foreseen.unlearned) = (Vec::new(), Vec::new());
+        }
+        all.denied.extend(foreseen.denied);
+        all.no_evidence.extend(foreseen.no_evidence);
+        all.unlearned.extend(foreseen.unlearned);
+    }
+    // An edge between two segments is foreseen for both.
+    all.denied.sort_by(|a, b| a.edge.cmp(&b.edge));
+    all.denied.dedup_by(|a, b| a.edge == b.edge);
+    all
+}
+
 /// What a switch of a segment to Enforce would have denied of what the graph holds. Edges of unknown direction would pass if
 /// either direction is allowed, since which one was meant is not known.
 pub fn foresee(
