@@ -2,25 +2,28 @@
 //! policy; when it ends, the last plan stays in the kernel.
 
 pub mod down;
+mod notify;
+mod service;
 pub mod units;
 
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use clap::Args;
-use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Group, Pid, Uid, User};
-use tokio::net::UnixDatagram;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep, timeout};
-use tracing::{error, info, warn};
+use tokio::time::timeout;
+use tracing::info;
+
+use notify::Notices;
+use service::Service;
 
 /// Where files are. Two hosts in one machine (labs) need two of each.
 #[derive(Clone, Debug, Args)]
@@ -77,9 +80,10 @@ pub struct AgentFlags {
 }
 
 impl AgentFlags {
-    fn arguments(&self, places: &Places) -> Vec<OsString> {
+    /// `user`: whom the agent takes for the controller, as the agent reads it.
+    fn arguments(&self, places: &Places, user: &str) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec!["run".into(), "--state-dir".into(), places.agent().into()];
-        arguments.extend(["--controller".into(), places.node().into(), "--run-dir".into(), places.run_dir.clone().into()]);
+        arguments.extend(["--controller".into(), places.node().into(), "--controller-user".into(), user.into()]);
         let mut flag = |name: &str, value: Option<OsString>| {
             if let Some(value) = value {
                 arguments.extend([name.into(), value]);
@@ -248,7 +252,8 @@ fn make_places(places: &Places, uid: Uid, gid: Gid) -> Result<(), SuperviseError
     make(&places.controller(), 0o700, Some((uid, gid)))?;
     // Files of an earlier run under another user would lock the controller out of its own store.
     for entry in fs::read_dir(places.controller()).map_err(io_at("read the controller's state"))?.flatten() {
-        chown(entry.path(), Some(uid.as_raw()), Some(gid.as_raw()))
+        // Not what a link points to: the controller can put one there.
+        lchown(entry.path(), Some(uid.as_raw()), Some(gid.as_raw()))
             .map_err(io_at(format!("hand {} to the controller", entry.path().display())))?;
     }
     make(&places.agent(), 0o700, None)
@@ -258,8 +263,10 @@ fn make_places(places: &Places, uid: Uid, gid: Gid) -> Result<(), SuperviseError
 pub fn running(places: &Places) -> Option<Pid> {
     let pid: i32 = fs::read_to_string(places.pid_file()).ok()?.trim().parse().ok()?;
     let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    // A pid is reused; ours was started as `... up`.
-    cmdline.split(|&b| b == 0).any(|word| word == b"up").then(|| Pid::from_raw(pid))
+    let mut words = cmdline.split(|&b| b == 0);
+    let program = words.next().is_some_and(|word| word.ends_with(b"bulkhead"));
+    // A pid is reused, and the folder is the controller's; ours was started as `bulkhead ... up`.
+    (program && words.any(|word| word == b"up")).then(|| Pid::from_raw(pid))
 }
 
 /// Starts both and keeps them, until a signal; or detaches once both are ready.
@@ -287,145 +294,50 @@ async fn detached(places: &Places) -> Result<(), SuperviseError> {
     let log_path = places.state_dir.join("bulkhead.log");
     let log = fs::OpenOptions::new().create(true).append(true).open(&log_path).map_err(io_at(format!("open {}", log_path.display())))?;
     let errors = log.try_clone().map_err(io_at("open the log twice"))?;
-    let ready = Ready::listen(&places.run_dir.join("notify-up.sock"), None)?;
+    let ready = Notices::listen(&places.agent().join("notify-up.sock"), None)?;
     let own = std::env::current_exe().map_err(io_at("find our own program"))?;
     let arguments = std::env::args_os().skip(1).filter(|a| a != "-d" && a != "--detach");
     let mut command = Command::new("setsid");
     command.arg(own).args(arguments).env("NOTIFY_SOCKET", &ready.path).stdin(Stdio::null()).stdout(log).stderr(errors);
     let mut child = command.spawn().map_err(io_at("start setsid (package util-linux)"))?;
+    let is_ready = async { while !ready.next().await.ready {} };
     let not_ready =
         || SuperviseError::NotReady { name: "supervisor", seconds: READY_WITHIN.as_secs(), log: log_path.display().to_string() };
     tokio::select! {
-        heard = timeout(READY_WITHIN + Duration::from_secs(5), ready.heard()) => heard.map_err(|_| not_ready())?,
+        heard = timeout(READY_WITHIN + Duration::from_secs(5), is_ready) => heard.map_err(|_| not_ready())?,
         _ = child.wait() => return Err(not_ready()),
     }
     info!(log = %log_path.display(), "up, detached");
     Ok(())
 }
 
-/// A socket that hears a service say READY=1 (sd_notify(3)); the same words systemd listens to.
-struct Ready {
-    path: PathBuf,
-    socket: UnixDatagram,
-}
-
-impl Ready {
-    fn listen(path: &Path, owner: Option<(Uid, Gid)>) -> Result<Self, SuperviseError> {
-        let at = || format!("listen on {}", path.display());
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_at(at())(e)),
-            Ok(()) | Err(_) => {}
-        }
-        let socket = UnixDatagram::bind(path).map_err(io_at(at()))?;
-        if let Some((uid, gid)) = owner {
-            chown(path, Some(uid.as_raw()), Some(gid.as_raw())).map_err(io_at(at()))?;
-        }
-        Ok(Self { path: path.to_owned(), socket })
+/// Writes a file in a folder that somebody else may write to: never through a link of theirs.
+fn write_anew(path: &Path, text: &str) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
     }
-
-    async fn heard(&self) {
-        let mut buffer = [0; 256];
-        while let Ok(length) = self.socket.recv(&mut buffer).await {
-            if buffer[..length].split(|&b| b == b'\n').any(|line| line == b"READY=1") {
-                return;
-            }
-        }
-    }
-}
-
-impl Drop for Ready {
-    fn drop(&mut self) {
-        // It may be gone with the directory; there is nothing more to do about it.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// One of the two, and when to start it again.
-struct Service {
-    name: &'static str,
-    program: PathBuf,
-    arguments: Vec<OsString>,
-    identity: Option<(Uid, Gid)>,
-    ready: Ready,
-    child: Option<Child>,
-    pause: Duration,
-    started: Instant,
-}
-
-/// The first pause before a restart; doubled each time, up to [`LONGEST_PAUSE`], and back after a quiet while.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// See [`FIRST_PAUSE`].
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-
-impl Service {
-    fn start(&mut self) -> Result<(), SuperviseError> {
-        let mut command = std::process::Command::new(&self.program);
-        command
-            .args(&self.arguments)
-            .env("BULKHEAD_SUPERVISED", "1")
-            .env("NOTIFY_SOCKET", &self.ready.path)
-            .stdin(Stdio::null())
-            .process_group(0);
-        if let Some((uid, gid)) = self.identity {
-            // Without a call to groups(), std drops the supplementary groups when it leaves root.
-            command.uid(uid.as_raw()).gid(gid.as_raw());
-        }
-        let mut command = Command::from(command);
-        let child = command.kill_on_drop(false).spawn().map_err(io_at(format!("start {}", self.program.display())))?;
-        info!(service = self.name, pid = child.id(), "started");
-        self.child = Some(child);
-        self.started = Instant::now();
-        Ok(())
-    }
-
-    async fn ended(&mut self) -> ExitStatus {
-        match &mut self.child {
-            Some(child) => match child.wait().await {
-                Ok(status) => status,
-                Err(_) => std::future::pending().await,
-            },
-            None => std::future::pending().await,
-        }
-    }
-
-    async fn again(&mut self, status: ExitStatus) -> Result<(), SuperviseError> {
-        if self.started.elapsed() > LONGEST_PAUSE * 3 {
-            self.pause = FIRST_PAUSE;
-        }
-        error!(service = self.name, %status, pause_ms = u64::try_from(self.pause.as_millis()).unwrap_or(u64::MAX), "ended by itself; starting it again");
-        sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        self.start()
-    }
-
-    async fn stop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw) else { return };
-        if kill(pid, Signal::SIGTERM).is_ok() && timeout(Duration::from_secs(10), child.wait()).await.is_err() {
-            warn!(service = self.name, "did not stop within 10 s; killed");
-            let _ = child.kill().await;
-        }
-    }
+    fs::File::create_new(path)?.write_all(text.as_bytes())
 }
 
 async fn supervise(places: &Places, args: &UpArgs, identity: (Uid, Gid)) -> Result<(), SuperviseError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(io_at("listen for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_at("listen for signals"))?;
-    fs::write(places.pid_file(), format!("{}\n", std::process::id())).map_err(io_at("write the pid file"))?;
+    write_anew(&places.pid_file(), &format!("{}\n", std::process::id())).map_err(io_at("write the pid file"))?;
     let own = std::env::current_exe().map_err(io_at("find our own program"))?;
-    let service = |name, program, arguments, identity: Option<(Uid, Gid)>| -> Result<Service, SuperviseError> {
-        let ready = Ready::listen(&places.run_dir.join(format!("notify-{name}.sock")), identity)?;
-        Ok(Service { name, program, arguments, identity, ready, child: None, pause: FIRST_PAUSE, started: Instant::now() })
-    };
     let controller =
         vec!["controller".into(), "--state-dir".into(), places.state_dir.clone().into(), "--run-dir".into(), places.run_dir.clone().into()];
-    let mut controller = service("controller", own, controller, Some(identity))?;
-    let mut agent = service("agent", agent_program()?, args.agent.arguments(places), None)?;
+    let heard = Notices::listen(&places.run_dir.join("notify-controller.sock"), Some(identity))?;
+    let mut controller = Service::new("controller", own, controller, Some(identity), heard);
+    // In a folder that is root's alone: whoever stood in its place would be given the socket that owns the tables.
+    let heard = Notices::listen(&places.agent().join("notify.sock"), None)?;
+    let arguments = args.agent.arguments(places, &format!("{}:{}", identity.0, identity.1));
+    let mut agent = Service::new("agent", agent_program()?, arguments, None, heard);
     let outcome = async {
         controller.start()?;
-        wait_ready(&mut controller).await?;
+        controller.wait_ready().await?;
         agent.start()?;
-        wait_ready(&mut agent).await?;
+        agent.wait_ready().await?;
         info!("up: agent and controller are ready");
         // Nobody listens when it was started by hand.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -446,17 +358,29 @@ async fn supervise(places: &Places, args: &UpArgs, identity: (Uid, Gid)) -> Resu
     outcome
 }
 
-async fn wait_ready(service: &mut Service) -> Result<(), SuperviseError> {
-    let not_ready = SuperviseError::NotReady { name: service.name, seconds: READY_WITHIN.as_secs(), log: "its messages above".to_owned() };
-    let Some(child) = &mut service.child else { return Err(not_ready) };
-    tokio::select! {
-        heard = timeout(READY_WITHIN, service.ready.heard()) => heard.map_err(|_| not_ready),
-        status = child.wait() => {
-            if let Ok(status) = status {
-                error!(service = service.name, %status, "ended before it was ready");
-            }
-            service.child = None;
-            Err(not_ready)
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_link_that_the_controller_left_gives_it_nothing_of_roots() {
+        if !Uid::effective().is_root() {
+            println!("skipped: giving files away needs root");
+            return;
         }
+        let dir = tempfile::tempdir().unwrap();
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "root's").unwrap();
+        let places = Places { state_dir: dir.path().join("state"), run_dir: dir.path().join("run") };
+        fs::create_dir_all(places.controller()).unwrap();
+        fs::create_dir_all(&places.run_dir).unwrap();
+        symlink(&precious, places.controller().join("store.db")).unwrap();
+        symlink(&precious, places.pid_file()).unwrap();
+        make_places(&places, Uid::from_raw(65_534), Gid::from_raw(65_534)).unwrap();
+        write_anew(&places.pid_file(), "1\n").unwrap();
+        assert_eq!(fs::metadata(&precious).unwrap().uid(), 0);
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "root's");
     }
 }

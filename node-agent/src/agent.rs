@@ -2,20 +2,26 @@
 //! everything else is spoken to by channel.
 
 pub mod account;
+mod alone;
 pub mod keep;
 mod living;
+mod owner;
 mod process;
+mod start;
 mod work;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
+use nix::unistd::User;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use crate::chain::chain;
-use crate::enforce::{EnforceError, Enforcer, Nftables};
+use crate::confine::ConfineError;
+use crate::enforce::{EnforceError, Enforcer, Nftables, Ownership};
 use crate::inventory::InventoryError;
 use crate::inventory::endpoint::AddressError;
 use crate::netns::{self, NetnsError};
@@ -25,7 +31,7 @@ use crate::proxy::ProxyError;
 use crate::uplink::SpoolError;
 
 pub use process::{die_with_the_supervisor, host_name};
-pub use work::run;
+pub use start::start;
 
 use keep::{Keep, KeepError};
 
@@ -34,18 +40,54 @@ use keep::{Keep, KeepError};
 pub struct Options {
     /// The agent's own state.
     pub state_dir: PathBuf,
-    /// Where its sockets are made.
-    pub run_dir: PathBuf,
     /// The controller's socket.
     pub controller: PathBuf,
+    /// The user that the controller runs as, besides root.
+    pub controller_user: Option<ControllerUser>,
     /// The engine, as given on the command line.
     pub docker_host: Option<String>,
-    /// The engine's network namespace; entered already.
+    /// The engine's network namespace.
     pub netns: Option<PathBuf>,
     /// The node's name.
     pub node: String,
     /// Where to serve metrics.
     pub metrics: Option<SocketAddr>,
+    /// The best ownership of the tables to ask for.
+    pub ownership: Ownership,
+}
+
+impl Options {
+    /// Where the filter before the engine makes its socket. The controller's user can't write there: whoever stood in the filter's
+    /// place would say which address is whose.
+    fn engine_folder(&self) -> PathBuf {
+        self.state_dir.join("engine")
+    }
+}
+
+/// Who the controller is on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControllerUser {
+    /// Its user.
+    pub uid: u32,
+    /// The group of its socket.
+    pub gid: u32,
+}
+
+impl FromStr for ControllerUser {
+    type Err = String;
+
+    /// A name, or UID:GID.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some((uid, gid)) = text.split_once(':') {
+            let number = |text: &str| text.parse::<u32>().map_err(|_| format!("{text:?} is not a number: give a name, or UID:GID"));
+            return Ok(Self { uid: number(uid)?, gid: number(gid)? });
+        }
+        match User::from_name(text) {
+            Ok(Some(user)) => Ok(Self { uid: user.uid.as_raw(), gid: user.gid.as_raw() }),
+            Ok(None) => Err(format!("there is no user {text}")),
+            Err(errno) => Err(format!("the users cannot be read: {errno}")),
+        }
+    }
 }
 
 /// Why the agent, or one of its commands, could not do it.
@@ -75,6 +117,15 @@ pub enum AgentError {
     /// The filter before the engine's socket.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
+    /// What it was to give up.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    /// One is enough.
+    #[error("another agent (pid {pid}) works in this network namespace: only one may enforce on a host; `bulkhead down` ends it")]
+    Another {
+        /// Its process.
+        pid: i32,
+    },
     /// Something of the operating system.
     #[error("cannot {what}")]
     Io {
@@ -98,7 +149,7 @@ impl AgentError {
         match self {
             Self::NoPlan { .. } => 4,
             Self::Address(_) => 2,
-            Self::Keep(KeepError::Taken { .. }) | Self::Enforce(EnforceError::OwnedByAnother { .. }) => 3,
+            Self::Another { .. } | Self::Keep(KeepError::Taken { .. }) | Self::Enforce(EnforceError::OwnedByAnother { .. }) => 3,
             Self::Keep(_)
             | Self::Netns(_)
             | Self::Inventory(_)
@@ -106,6 +157,7 @@ impl AgentError {
             | Self::Enforce(_)
             | Self::Spool(_)
             | Self::Proxy(_)
+            | Self::Confine(_)
             | Self::Io { .. } => 1,
         }
     }

@@ -92,16 +92,40 @@ pub trait Enforcer {
 /// Who may change the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ownership {
-    /// Only this socket and its copies; the tables outlive it (kernel 6.9 and later).
+    /// Only this socket and its copies; the tables outlive them (kernel 6.9 and later).
     OwnedPersistent,
+    /// Only this socket and its copies; the tables go with the last of them (kernels 5.12 to 6.8). Only where somebody keeps a copy.
+    Owned,
     /// Anybody with CAP_NET_ADMIN, as the kernel knows no better: watched, and written again.
     Shared,
+}
+
+impl Ownership {
+    /// The table's flags.
+    fn flags(self) -> u32 {
+        match self {
+            Self::OwnedPersistent => transaction::OWNER | transaction::PERSIST,
+            Self::Owned => transaction::OWNER,
+            Self::Shared => 0,
+        }
+    }
+
+    /// What is left to try where the kernel does not know this; `kept`: somebody keeps a copy of the socket.
+    fn next(self, kept: bool) -> Option<Self> {
+        match self {
+            // Without a copy elsewhere the tables would go with a killed agent, and everything would be open.
+            Self::OwnedPersistent if kept => Some(Self::Owned),
+            Self::OwnedPersistent | Self::Owned => Some(Self::Shared),
+            Self::Shared => None,
+        }
+    }
 }
 
 impl fmt::Display for Ownership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::OwnedPersistent => "owned, outlives the agent",
+            Self::Owned => "owned, a copy of the socket is kept",
             Self::Shared => "shared, watched for changes",
         })
     }
@@ -202,8 +226,12 @@ pub struct Nftables {
     held: Option<Held>,
     /// What was tied to its port and is to stay so.
     stations: BTreeSet<Station>,
+    /// Of the tables as they were written last.
     ownership: Ownership,
-    own: bool,
+    /// The best that is still to be tried.
+    most: Ownership,
+    /// Somebody keeps a copy of the socket.
+    kept: bool,
 }
 
 impl Nftables {
@@ -215,10 +243,11 @@ impl Nftables {
         Self::over(NftSocket::open().map_err(EnforceError::Open)?)
     }
 
-    /// Goes on with the socket of an earlier process ([`Nftables::socket`]), and so with the ownership of its tables.
+    /// Goes on with the socket of an earlier process ([`Nftables::socket`]), and so with the ownership of its tables. What the
+    /// kernel still had to say to that process is thrown away.
     ///
     /// # Errors
-    /// The descriptor is no netfilter socket, or no privilege.
+    /// The descriptor is no netfilter socket, or one of another network namespace; or no privilege.
     pub fn resume(socket: OwnedFd) -> Result<Self, EnforceError> {
         Self::over(NftSocket::from_fd(socket).map_err(EnforceError::Open)?)
     }
@@ -231,15 +260,41 @@ impl Nftables {
             shape: Shape::new(),
             held: None,
             stations: BTreeSet::new(),
-            ownership: Ownership::OwnedPersistent,
-            own: true,
+            ownership: Ownership::Shared,
+            most: Ownership::OwnedPersistent,
+            kept: false,
         })
     }
 
-    /// Never asks for the ownership of the tables, as on kernels that know none: they are watched and written again instead.
-    pub fn shared(mut self) -> Self {
-        self.own = false;
+    /// Never asks for more than this, as on kernels that know no more.
+    pub fn at_most(mut self, most: Ownership) -> Self {
+        self.most = most;
         self
+    }
+
+    /// [`Nftables::at_most`] shared.
+    pub fn shared(self) -> Self {
+        self.at_most(Ownership::Shared)
+    }
+
+    /// Somebody keeps a copy of [`Nftables::socket`] for the next process: ownership that ends with the socket may be asked for too.
+    pub fn kept(mut self) -> Self {
+        self.kept = true;
+        self
+    }
+
+    /// Before the last copy of the socket goes: tables that would go with it are made shared, so that they stay. Others stay anyway.
+    ///
+    /// # Errors
+    /// The kernel refuses; nothing was changed.
+    pub fn let_go(&mut self) -> Result<(), EnforceError> {
+        let (Ownership::Owned, Some(held)) = (self.ownership, &self.held) else { return Ok(()) };
+        // The kernel takes no owner away from a table that is there.
+        let tables = held.tables.all().into_iter();
+        let anew: Vec<_> = tables.flat_map(|table| transaction::create(table, true, Ownership::Shared.flags())).collect();
+        self.socket.commit(&anew).map_err(refused)?;
+        (self.ownership, self.most) = (Ownership::Shared, Ownership::Shared);
+        Ok(())
     }
 
     /// The socket that owns the tables: while a copy of it lives, nobody else can change them.
@@ -287,27 +342,28 @@ impl Nftables {
                 *frame = Some(kernel::frame(&mut self.socket, table).map_err(refused)?);
             }
         }
-        let flags = if self.own { transaction::OWNER | transaction::PERSIST } else { 0 };
-        let tables = || wanted.all().into_iter().zip(&frames);
-        let in_place = tables().flat_map(|(table, frame)| match frame {
-            Some(frame) => transaction::rewrite(table, frame, flags),
-            None => transaction::create(table, false, flags),
-        });
-        let anew = |flags| -> Vec<_> { tables().flat_map(|(table, frame)| transaction::create(table, frame.is_some(), flags)).collect() };
-        let mut written = self.socket.commit(&in_place.collect::<Vec<_>>());
-        // A table with other flags, or of a form that cannot be turned into ours.
-        if written.is_err() && frames.iter().any(Option::is_some) {
-            written = self.socket.commit(&anew(flags));
-        }
-        match written {
-            // Before 5.12 the kernel knows no owner, before 6.9 no persistence; an owner alone would take the tables with it.
-            Err(error) if self.own && matches!(error.code(), Some(nix::libc::EOPNOTSUPP | nix::libc::EINVAL)) => {
-                self.socket.commit(&anew(0)).map_err(refused)?;
-                self.own = false;
+        let mut most = if self.most == Ownership::Owned && !self.kept { Ownership::Shared } else { self.most };
+        let replaces = frames.iter().any(Option::is_some);
+        loop {
+            let tables = || wanted.all().into_iter().zip(&frames);
+            let in_place = tables().flat_map(|(table, frame)| match frame {
+                Some(frame) => transaction::rewrite(table, frame, most.flags()),
+                None => transaction::create(table, false, most.flags()),
+            });
+            let mut written = self.socket.commit(&in_place.collect::<Vec<_>>());
+            // A table with other flags, or of a form that cannot be turned into ours.
+            if written.is_err() && replaces {
+                let anew = tables().flat_map(|(table, frame)| transaction::create(table, frame.is_some(), most.flags()));
+                written = self.socket.commit(&anew.collect::<Vec<_>>());
             }
-            other => other.map_err(refused)?,
+            match (written, most.next(self.kept)) {
+                (Ok(()), _) => break,
+                // Before 5.12 the kernel knows no owner, before 6.9 no persistence.
+                (Err(error), Some(less)) if matches!(error.code(), Some(nix::libc::EOPNOTSUPP | nix::libc::EINVAL)) => most = less,
+                (Err(error), _) => return Err(refused(error)),
+            }
         }
-        self.ownership = if self.own { Ownership::OwnedPersistent } else { Ownership::Shared };
+        (self.ownership, self.most) = (most, most);
         Ok(())
     }
 

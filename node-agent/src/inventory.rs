@@ -25,6 +25,7 @@ mod links;
 mod resolvers;
 mod task;
 
+pub(crate) use daemon::roots as data_roots;
 pub use links::LinksError;
 
 /// The node at one moment. Published as `watch::Receiver<Arc<Snapshot>>`, only when something changed.

@@ -2,6 +2,7 @@
 
 pub mod agent;
 mod chain;
+pub mod confine;
 pub mod enforce;
 pub mod inventory;
 pub mod netns;

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use node_agent::agent::{self, AgentError, Options};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use node_agent::agent::{self, AgentError, ControllerUser, Options};
+use node_agent::enforce::Ownership;
 use node_agent::netns;
 use tracing_subscriber::EnvFilter;
 
@@ -34,12 +35,12 @@ struct Places {
 struct Run {
     #[command(flatten)]
     places: Places,
-    /// Where sockets are made.
-    #[arg(long, env = "BULKHEAD_RUN_DIR", default_value = "/run/bulkhead", value_name = "DIR")]
-    run_dir: PathBuf,
     /// The controller's socket.
     #[arg(long, default_value = "/run/bulkhead/node.sock", value_name = "PATH")]
     controller: PathBuf,
+    /// The user that the controller runs as, besides root: a name, or UID:GID. Nobody else is taken for it.
+    #[arg(long, value_name = "USER")]
+    controller_user: Option<ControllerUser>,
     /// The Docker Engine, as in DOCKER_HOST (default: DOCKER_HOST, then the current docker context, then the engine's own socket).
     #[arg(long, value_name = "URL")]
     docker_host: Option<String>,
@@ -52,6 +53,26 @@ struct Run {
     /// Serve metrics (Prometheus) here.
     #[arg(long, value_name = "ADDRESS:PORT")]
     metrics: Option<SocketAddr>,
+    /// Ask for no more than this for the tables, as on older kernels.
+    #[arg(long, env = "BULKHEAD_OWNERSHIP", hide = true, default_value = "persistent")]
+    ownership: Owner,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Owner {
+    Persistent,
+    Owned,
+    Shared,
+}
+
+impl From<Owner> for Ownership {
+    fn from(owner: Owner) -> Self {
+        match owner {
+            Owner::Persistent => Self::OwnedPersistent,
+            Owner::Owned => Self::Owned,
+            Owner::Shared => Self::Shared,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -124,21 +145,17 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode, AgentError> {
     match command {
         Command::Run(run) => {
-            agent::die_with_the_supervisor();
-            // Before the runtime has threads: they inherit the namespace.
-            if let Some(path) = &run.netns {
-                netns::enter(path)?;
-            }
             let options = Options {
                 state_dir: run.places.state_dir,
-                run_dir: run.run_dir,
                 controller: run.controller,
+                controller_user: run.controller_user,
                 docker_host: run.docker_host,
                 netns: run.netns,
                 node: run.node.unwrap_or_else(agent::host_name),
                 metrics: run.metrics,
+                ownership: run.ownership.into(),
             };
-            agent::block_on(agent::run(options))??;
+            agent::start(options)?;
         }
         Command::Down { places, netns } => agent::down(&places.state_dir, netns.as_deref())?,
         Command::Check { docker_host, netns, places, json } => {

@@ -21,10 +21,13 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use nix::unistd::Uid;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
+
+use crate::confine::{self, ConfineError};
 
 mod permit;
 
@@ -58,8 +61,8 @@ pub enum ProxyError {
         cause: io::Error,
     },
     /// The filter could not give up what it doesn't need.
-    #[error("cannot give up the right to gain privileges")]
-    Privileges(#[source] nix::Error),
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// No runtime or no signal handler.
     #[error("cannot set up the process")]
     Runtime(#[source] io::Error),
@@ -75,9 +78,8 @@ type Body = UnsyncBoxBody<Bytes, hyper::Error>;
 /// # Errors
 /// As [`serve`], and where the process can't be set up.
 pub fn main(engine: &Path, listen: &Path) -> Result<(), ProxyError> {
-    // Before any other thread is started: the flag is a thread's own. Whatever is found in a parser, no program that is started
-    // from here can gain by it.
-    nix::sys::prctl::set_no_new_privs().map_err(ProxyError::Privileges)?;
+    // Before any other thread is started. Whatever is found in a parser, all that can be gained is the engine's socket.
+    confine::filter(listen.parent().unwrap_or(Path::new("/")))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ProxyError::Runtime)?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(ProxyError::Runtime)?;
@@ -110,6 +112,13 @@ pub async fn serve(engine: &Path, listen: &Path) -> Result<(), ProxyError> {
             }
             Err(error) => return Err(ProxyError::Accept(error)),
         };
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == 0 || peer.uid() == Uid::effective().as_raw() => {}
+            peer => {
+                warn!(?peer, "refused: only the agent may ask");
+                continue;
+            }
+        }
         let engine = Arc::clone(&engine);
         tokio::spawn(async move {
             let service = service_fn(|request| answer(&engine, request));

@@ -28,6 +28,8 @@ pub use spool::{Limits, Recovery, Spool, SpoolError};
 pub struct Options {
     /// The controller's socket.
     pub socket: PathBuf,
+    /// The user that may serve it, besides root and our own; another one is not spoken to.
+    pub controller_uid: Option<u32>,
     /// Directory of the spool; it must exist.
     pub state: PathBuf,
     /// The node's name.
@@ -51,6 +53,7 @@ impl Options {
     pub fn new(socket: PathBuf, state: PathBuf, node: String) -> Self {
         Self {
             socket,
+            controller_uid: None,
             state,
             node,
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -76,6 +76,8 @@ pub struct NodeStatus {
     pub alarms: Vec<Alarm>,
     /// Processes of the host that reach a workload through the user-land proxy's road.
     pub riders: Vec<String>,
+    /// What the node's kernel lacks to confine the agent.
+    pub unconfined: Vec<String>,
 }
 
 /// What a plan would end if it were applied now.

@@ -120,3 +120,49 @@ async fn only_root_and_the_agents_user_may_open_a_session() {
     assert!(said.contains("the controller refuses: seen"), "{said}");
     assert_eq!(refuse.await.unwrap(), "other");
 }
+
+/// Not a test by itself: serves as the user it was started as, until it is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn serving_process() {
+    let Some(socket) = std::env::var_os(SERVED) else { return };
+    let (events, mut heard) = mpsc::channel(1);
+    let (_stop, stopped) = watch::channel(false);
+    tokio::spawn(Listener::bind(Options::new(socket.into())).await.unwrap().serve(events, stopped));
+    println!("\nSERVES");
+    while let Some(event) = heard.recv().await {
+        if let controller::session::Event::Connected { reply, .. } = event {
+            reply.send(Err("seen".to_owned())).unwrap();
+        }
+    }
+}
+
+const SERVED: &str = "BULKHEAD_TEST_CHANNEL_SERVED";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agent_speaks_to_no_controller_of_another_user() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: playing another user needs root");
+        return;
+    }
+    let place = Place::new();
+    std::fs::set_permissions(place.dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let copy = place.dir.path().join("program");
+    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    let mut command = Command::new(&copy);
+    command.args(["--exact", "socket::serving_process", "--nocapture", "--test-threads=1"]).env(SERVED, place.socket());
+    command.current_dir("/tmp").uid(NOBODY).gid(NOBODY).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut server = command.spawn().unwrap();
+    lab::eventually(PATIENCE, || std::os::unix::net::UnixStream::connect(place.socket()).map(drop));
+
+    for (known, expected) in [(None, "user 65534 serves it, and is neither root nor the controller's"), (Some(NOBODY), "refuses: seen")] {
+        let mut options = node_agent::uplink::Options::new(place.socket(), place.agent_dir(), "node1".to_owned());
+        options.controller_uid = known;
+        let agent = Uplink::start(options).unwrap();
+        let mut link = agent.handle.link();
+        let found = link.wait_for(|link| matches!(link, Link::Away(why) if why.contains(expected)));
+        tokio::time::timeout(PATIENCE, found).await.expect(expected).unwrap();
+        agent.handle.stop().await;
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+}

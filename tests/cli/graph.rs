@@ -169,6 +169,7 @@ fn status_never_claims_what_is_not_so() {
     node.status.networks[1].state = NetworkState::Audited;
     node.status.alarms.push(Alarm { time: jiff::Timestamp::now(), text: "somebody flushed the ruleset; it is back".to_owned() });
     node.status.riders.push("curl (pid 7)".to_owned());
+    node.status.unconfined.push("this kernel has no landlock".to_owned());
     node.status.blind.push("the event socket is closed".to_owned());
     let privileged = node.inventory.containers.values_mut().find(|c| c.workload.name == "worker").unwrap();
     privileged.unmanaged.insert(policy::inventory::Unmanaged::Privileged);
@@ -183,6 +184,7 @@ fn status_never_claims_what_is_not_so() {
         "shop-worker-1 (shop/worker) on node1: runs privileged",
         "somebody flushed the ruleset",
         "curl (pid 7)",
+        "not confined: this kernel has no landlock",
         "the event socket is closed",
     ] {
         assert!(text.contains(said), "{said}: {text}");

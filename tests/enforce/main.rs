@@ -19,6 +19,7 @@ mod law;
 mod layer2;
 mod lost_state;
 mod modes;
+mod owner;
 mod pairs;
 mod revoke;
 mod stage;

@@ -5,6 +5,7 @@
 
 mod watching;
 
+mod confined;
 mod filter;
 mod life;
 mod names;

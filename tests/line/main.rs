@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "everything here is a test")]
 
+mod confined;
 mod outside;
+mod owner;
 
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;

@@ -393,6 +393,9 @@ pub(super) fn status(client: &Client, terminal: &Terminal, args: OutputArgs) -> 
         for (why, n) in &status.skipped {
             terminal.say(format_args!("    skipped {n}: {}", clean(why)))?;
         }
+        for lack in &status.unconfined {
+            terminal.say(format_args!("    {} {}", terminal.paint(Tone::Bad, "not confined:"), clean(lack)))?;
+        }
         for rider in &status.riders {
             terminal.say(format_args!("    rides along by the proxy: {}", clean(rider)))?;
         }

@@ -26,6 +26,8 @@ pub struct InstallArgs {
 
 const AGENT_UNIT: &str = "bulkhead-agent.service";
 const CONTROLLER_UNIT: &str = "bulkhead-controller.service";
+/// The system user that the controller runs as.
+const USER: &str = "bulkhead";
 const UNIT_DIR: &str = "etc/systemd/system";
 
 /// A word of an ExecStart line: quoted, with systemd's own specifiers escaped (systemd.service(5), "Command lines").
@@ -35,22 +37,32 @@ fn quoted(word: &std::ffi::OsStr) -> String {
 }
 
 fn agent_unit(program: &Path, places: &Places, flags: &AgentFlags) -> String {
-    let words: Vec<String> = std::iter::once(program.as_os_str().to_owned()).chain(flags.arguments(places)).map(|w| quoted(&w)).collect();
+    let words: Vec<String> =
+        std::iter::once(program.as_os_str().to_owned()).chain(flags.arguments(places, USER)).map(|w| quoted(&w)).collect();
+    // To enter another namespace, and that alone.
+    let more = if flags.netns.is_some() { " CAP_SYS_ADMIN" } else { "" };
     format!(
         "[Unit]\n\
          Description=Bulkhead node agent\n\
          # The last plan is in the kernel before the engine starts its containers.\n\
          Before=docker.service\n\
          After=local-fs.target systemd-modules-load.service\n\
+         # However often it is killed, it is started again; and what it left in the store of descriptors stays.\n\
+         StartLimitIntervalSec=0\n\
          \n\
          [Service]\n\
          Type=notify\n\
          ExecStart={}\n\
          Restart=always\n\
          RestartSec=200ms\n\
-         RuntimeDirectory=bulkhead\n\
-         RuntimeDirectoryPreserve=yes\n\
-         LimitMEMLOCK=infinity\n\
+         # The socket that owns the tables, for the next agent.\n\
+         FileDescriptorStoreMax=4\n\
+         Environment=FDSTORE=4\n\
+         # Further than this the agent confines itself; the second one it needs for that.\n\
+         CapabilityBoundingSet=CAP_NET_ADMIN CAP_SETPCAP{more}\n\
+         NoNewPrivileges=yes\n\
+         # The controller's socket is open to its group.\n\
+         SupplementaryGroups={USER}\n\
          \n\
          [Install]\n\
          WantedBy=multi-user.target\n",
@@ -70,10 +82,12 @@ fn controller_unit(program: &Path, places: &Places) -> String {
          User=bulkhead\n\
          Group=bulkhead\n\
          ExecStartPre=+/bin/mkdir -p {controller}\n\
-         ExecStartPre=+/bin/chown bulkhead:bulkhead {run} {controller}\n\
+         ExecStartPre=+/bin/chown -h bulkhead:bulkhead {controller}\n\
          ExecStart={program} controller --state-dir {state} --run-dir {run}\n\
          Restart=always\n\
          RestartSec=200ms\n\
+         RuntimeDirectory=bulkhead\n\
+         RuntimeDirectoryPreserve=yes\n\
          NoNewPrivileges=yes\n\
          CapabilityBoundingSet=\n\
          PrivateDevices=yes\n\
@@ -186,6 +200,25 @@ mod tests {
         assert!(unit.contains("\nBefore=docker.service\n"), "{unit}");
         assert!(unit.contains("--state-dir \"/var/lib/bulk head/agent\""), "{unit}");
         assert!(unit.contains("--node 100%%"), "{unit}");
+    }
+
+    #[test]
+    fn the_agents_unit_keeps_its_socket_and_grants_what_it_keeps_and_no_more() {
+        let unit = |flags: &AgentFlags| agent_unit(Path::new("/usr/local/bin/bulkhead-agent"), &places(), flags);
+        let plain = unit(&AgentFlags::default());
+        for line in [
+            "FileDescriptorStoreMax=4",
+            "Environment=FDSTORE=4",
+            "StartLimitIntervalSec=0",
+            "CapabilityBoundingSet=CAP_NET_ADMIN CAP_SETPCAP",
+            "NoNewPrivileges=yes",
+            "SupplementaryGroups=bulkhead",
+        ] {
+            assert!(plain.lines().any(|found| found == line), "{line}: {plain}");
+        }
+        assert!(plain.contains("--controller-user bulkhead"), "{plain}");
+        let elsewhere = unit(&AgentFlags { netns: Some("/run/netns/engine".into()), ..AgentFlags::default() });
+        assert!(elsewhere.contains("\nCapabilityBoundingSet=CAP_NET_ADMIN CAP_SETPCAP CAP_SYS_ADMIN\n"), "{elsewhere}");
     }
 
     #[test]

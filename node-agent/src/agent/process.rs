@@ -39,9 +39,14 @@ pub(super) struct EngineFilter {
 }
 
 fn start(engine: &Path, listen: &Path) -> io::Result<Child> {
-    let program = std::env::current_exe()?;
     let arguments: [OsString; 5] = ["engine-filter".into(), "--engine".into(), engine.into(), "--listen".into(), listen.into()];
-    Command::new(program).args(arguments).env("BULKHEAD_SUPERVISED", "1").stdin(Stdio::null()).kill_on_drop(true).spawn()
+    // The program that runs here, also after an upgrade put another in its place; the name is for whoever lists processes.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("bulkhead-agent").args(arguments).env_clear().env("BULKHEAD_SUPERVISED", "1");
+    if let Some(filter) = std::env::var_os("BULKHEAD_LOG") {
+        command.env("BULKHEAD_LOG", filter);
+    }
+    command.stdin(Stdio::null()).kill_on_drop(true).spawn()
 }
 
 impl EngineFilter {

@@ -1,6 +1,7 @@
 //! The task that owns the agent's state.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,12 +19,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{error, info, warn};
 
 use super::account::{self, Alarms};
+use super::alone::alone;
 use super::keep::{self, Keep};
 use super::process::EngineFilter;
-use super::{AgentError, Before, Options, chain, io_at, living};
+use super::start::Begun;
+use super::{AgentError, Before, Options, chain, io_at, living, owner};
 use crate::enforce::watch::Watcher;
 use crate::enforce::{self, Enforcer, Nftables};
-use crate::inventory::endpoint::{self, Environment};
 use crate::inventory::{self, Snapshot};
 use crate::observe::{self, Observer, Originals};
 use crate::uplink::{self, Order, Uplink, UplinkHandle};
@@ -47,11 +49,11 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// What keeps it from starting. Later troubles are logged, reported as alarms, and tried again.
-pub async fn run(options: Options) -> Result<(), AgentError> {
+pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(io_at("listen for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_at("listen for signals"))?;
-    std::fs::create_dir_all(&options.run_dir).map_err(io_at(format!("make {}", options.run_dir.display())))?;
     let keep = Keep::open(&options.state_dir)?;
+    let _alone = alone()?;
     if let Some(address) = options.metrics {
         let builder = metrics_exporter_prometheus::PrometheusBuilder::new().with_http_listener(address);
         builder.install().map_err(|e| io_at(format!("serve metrics at {address}"))(std::io::Error::other(e)))?;
@@ -61,14 +63,18 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     keep.save(keep::BEFORE, &Before { netns: options.netns.clone(), originals: before.originals.clone() })?;
     let keep = Arc::new(keep);
 
-    let engine = endpoint::locate(options.docker_host.as_deref(), &Environment::of_process())?;
+    let Begun { owning, engine, unconfined } = begun;
+    for limit in &unconfined {
+        warn!(limit, "this kernel cannot confine the agent");
+    }
     info!(engine = %engine, node = %options.node, "starting");
-    let filter =
-        EngineFilter::start(&engine.socket, &options.run_dir.join("engine.sock")).await.map_err(io_at("start the engine filter"))?;
+    let filter = EngineFilter::start(&engine.socket, &options.engine_folder().join("engine.sock"))
+        .await
+        .map_err(io_at("start the engine filter"))?;
     let sources = inventory::Options { socket: filter.socket.clone(), engine_sockets: vec![engine.socket.clone()] };
     let (mut snapshots, _inventory) = inventory::start(sources).await?;
 
-    let mut work = Work::start(&options, keep, snapshots.clone())?;
+    let mut work = Work::start(&options, (owning, unconfined), keep, snapshots.clone())?;
     // Before the engine answers: after a reboot its containers must not be faster than we are.
     work.load_ruleset();
     let kept = work.keep.clone();
@@ -122,6 +128,9 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         work.saw(&fact);
     }
     ended.await.map_err(|e| io_at("stop observing")(e.into()))?;
+    if let Err(error) = work.enforcer.let_go() {
+        error!(error = %chain(&error), "the tables could not be made to outlast their owner: they go when nobody keeps its socket any more");
+    }
     work.uplink.stop().await;
     Ok(())
 }
@@ -166,10 +175,18 @@ struct Work {
     blind: Vec<String>,
     /// What the observer had to switch on again, how often.
     repaired: BTreeMap<String, u64>,
+    /// What this kernel has no limits for.
+    unconfined: Vec<String>,
 }
 
 impl Work {
-    fn start(options: &Options, keep: Arc<Keep>, snapshots: watch::Receiver<Arc<Snapshot>>) -> Result<Self, AgentError> {
+    fn start(
+        options: &Options,
+        begun: (Option<OwnedFd>, Vec<String>),
+        keep: Arc<Keep>,
+        snapshots: watch::Receiver<Arc<Snapshot>>,
+    ) -> Result<Self, AgentError> {
+        let (owning, unconfined) = begun;
         let mut alarms = Alarms::default();
         let now = Timestamp::now();
         let plan: Option<NodePlan> = keep.load(keep::PLAN).unwrap_or_else(|error| {
@@ -178,6 +195,7 @@ impl Work {
             None
         });
         let mut up = uplink::Options::new(options.controller.clone(), keep.dir().to_owned(), options.node.clone());
+        up.controller_uid = options.controller_user.map(|user| user.uid);
         up.applied = plan.as_ref().map(|plan| (plan.store.clone(), plan.generation));
         let Uplink { handle, orders, recovery } = Uplink::start(up)?;
         info!(?recovery, "spool opened");
@@ -187,7 +205,7 @@ impl Work {
             networks: policy::bind::networks(&snapshot.inventory),
             snapshot,
             plan,
-            enforcer: Nftables::open()?,
+            enforcer: owner::enforcer(owning, options.ownership)?,
             wanted: Ruleset::default(),
             filtered: watch::channel(BTreeSet::new()).0,
             written: false,
@@ -206,6 +224,7 @@ impl Work {
             reported: None,
             blind: Vec::new(),
             repaired: BTreeMap::new(),
+            unconfined,
         })
     }
 
@@ -500,6 +519,7 @@ impl Work {
             skipped: account.skipped,
             conntrack,
             alarms: self.alarms.list(),
+            unconfined: self.unconfined.clone(),
             riders: account::riders(&self.graph, &self.snapshot.inventory, &self.wanted),
         };
         metrics::gauge!("bulkhead_agent_events_total").set(events as f64);

@@ -2,8 +2,9 @@
 //! nf_tables.h.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload,
@@ -15,6 +16,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::stat::{FileStat, fstat, stat};
 
 use super::attribute::{self, Attribute, Attributes};
 use super::model::Family;
@@ -90,13 +92,18 @@ impl NftSocket {
         Self::over(socket)
     }
 
-    /// Goes on with a socket that another process opened and kept.
+    /// Goes on with a socket that another process opened and left.
     pub(super) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
-        use std::os::fd::{FromRawFd, IntoRawFd};
+        let (its, ours) = (namespace_of(&fd)?, stat("/proc/thread-self/ns/net")?);
+        if (its.st_dev, its.st_ino) != (ours.st_dev, ours.st_ino) {
+            return Err(io::Error::other("the socket that was left is of another network namespace"));
+        }
         // SAFETY: the descriptor is owned, so nobody else closes it.
         #[allow(unsafe_code)]
         let socket = unsafe { Socket::from_raw_fd(fd.into_raw_fd()) };
-        Self::over(socket)
+        let this = Self::over(socket)?;
+        this.drain();
+        Ok(this)
     }
 
     fn over(socket: Socket) -> io::Result<Self> {
@@ -107,7 +114,9 @@ impl NftSocket {
         socket.set_cap_ack(true)?;
         let mut address = SocketAddr::new(0, 0);
         socket.get_address(&mut address)?;
-        Ok(Self { socket, port: address.port_number(), sequence: 0 })
+        // Not where an earlier process began: an answer to its questions must not be taken for one to ours.
+        let sequence = RandomState::new().hash_one(std::process::id()) as u32;
+        Ok(Self { socket, port: address.port_number(), sequence })
     }
 
     /// The socket's own netlink address: the kernel names a table's owner by it.
@@ -170,11 +179,17 @@ impl NftSocket {
         }
     }
 
-    /// Throws away what else the kernel said of a refused transaction.
+    /// Throws away what else the kernel has to say: of a refused transaction, or to an earlier process. A dump that nobody read is
+    /// read to its end, since the kernel begins no other before (EBUSY).
     fn drain(&self) {
         let mut buffer: Vec<u8> = Vec::with_capacity(65536);
-        while self.socket.recv(&mut buffer, libc::MSG_DONTWAIT | libc::MSG_TRUNC).is_ok() {
-            buffer.clear();
+        loop {
+            match self.socket.recv(&mut buffer, libc::MSG_DONTWAIT | libc::MSG_TRUNC) {
+                Ok(_) => buffer.clear(),
+                // Answers were lost, others wait.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EINTR)) => {}
+                Err(_) => return,
+            }
         }
     }
 
@@ -231,6 +246,19 @@ impl NftSocket {
             }
         }
     }
+}
+
+nix::ioctl_none_bad!(
+    /// The network namespace of a socket, as a descriptor (SIOCGSKNS, linux/sockios.h; since kernel 4.10).
+    network_namespace,
+    0x894C
+);
+
+fn namespace_of(socket: &OwnedFd) -> io::Result<FileStat> {
+    // SAFETY: the request takes no argument and returns a new descriptor, which is owned here and by nobody else.
+    #[allow(unsafe_code)]
+    let namespace = unsafe { OwnedFd::from_raw_fd(network_namespace(socket.as_raw_fd())?) };
+    Ok(fstat(&namespace)?)
 }
 
 enum Answer {

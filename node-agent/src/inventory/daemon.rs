@@ -36,19 +36,33 @@ struct ConfigFile {
     dns: Vec<IpAddr>,
 }
 
-/// The engine's process, by the data root that its API names; `None`: it can't be seen from here.
-pub(crate) fn find(data_root: &Path) -> Option<Daemon> {
-    let pids = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter_map(|pid| {
+/// Every `dockerd` that runs, with its command line.
+fn commands() -> impl Iterator<Item = (u32, Vec<String>)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).filter_map(|pid| {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let arguments: Vec<String> = command.split(|&b| b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
         let program = Path::new(arguments.first()?).file_name()?;
         (program == "dockerd").then_some((pid, arguments))
     })
-    .find_map(|(pid, arguments)| {
+}
+
+/// The engine's process, by the data root that its API names; `None`: it can't be seen from here.
+pub(crate) fn find(data_root: &Path) -> Option<Daemon> {
+    commands().find_map(|(pid, arguments)| {
         let (root, daemon) = settings(pid, &arguments, |path| std::fs::read(path).ok());
         (root == data_root).then_some(daemon)
     })
+}
+
+/// Data roots where an engine of this host may keep its containers' files: of those that run, and of one that is yet to be started.
+pub(crate) fn roots() -> Vec<PathBuf> {
+    let read = |path: &Path| std::fs::read(path).ok();
+    let mut roots: Vec<PathBuf> = commands().map(|(pid, arguments)| settings(pid, &arguments, read).0).collect();
+    roots.push(settings(0, &[], read).0);
+    roots.sort();
+    roots.dedup();
+    roots
 }
 
 /// What a command line says, with its configuration file behind it.

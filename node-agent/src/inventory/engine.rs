@@ -95,6 +95,13 @@ impl Engine {
         if daemon.is_none() {
             notes.push("the engine's process is not visible here: its defaults are assumed (user-land proxy on, no --dns)".to_owned());
         }
+        let unreadable = |root: &PathBuf| {
+            std::fs::read_dir(root.join("containers")).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+        };
+        if let Some(root) = root.as_ref().filter(|root| unreadable(root)) {
+            let root = root.display();
+            notes.push(format!("the engine keeps its files in {root}, which the agent could not know when it confined itself: its containers' resolvers are unknown until the agent is restarted"));
+        }
         let host = HOST_RESOLV_CONF.iter().filter_map(|path| std::fs::read_to_string(path).ok()).flat_map(|text| nameservers(&text));
         let configured = Configured { engine: daemon.as_ref().map(|d| d.dns.clone()).unwrap_or_default(), host: host.collect() };
         let userland_proxy = daemon.as_ref().is_none_or(|daemon| daemon.userland_proxy);

@@ -83,14 +83,20 @@ async fn bridge() -> Check {
 /// Our own rules, of every kind.
 fn filter() -> Check {
     let name = "nftables";
-    let tried = Nftables::open().and_then(|mut kernel| kernel.apply(&every_kind_of_rule()));
+    // As the agent that `up` or systemd starts, which keep a copy of the socket.
+    let tried = Nftables::open().and_then(|kernel| kernel.kept().apply(&every_kind_of_rule()));
     match tried {
         Ok(applied) => match applied.ownership {
             Ownership::OwnedPersistent => Check::ok(name, format!("takes our rules; tables {}", applied.ownership)),
+            Ownership::Owned => Check::warn(
+                name,
+                format!("takes our rules; tables {}", applied.ownership),
+                "before kernel 6.9 the tables go when agent and supervisor are killed at once: nothing is enforced until one is back",
+            ),
             Ownership::Shared => Check::warn(
                 name,
                 format!("takes our rules; tables {}", applied.ownership),
-                "before kernel 6.9 others can flush them; they are written again at once and an alarm is raised",
+                "before kernel 5.12 others can flush them; they are written again at once and an alarm is raised",
             ),
         },
         Err(error) => Check::fail(

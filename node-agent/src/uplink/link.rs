@@ -1,10 +1,12 @@
 //! Dialling, and one session after the other.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use nix::unistd::Uid;
 use policy::status::NodeStatus;
 use policy::wire::{self, from_agent, from_controller, question};
 use policy::{Inventory, NodePlan};
@@ -129,10 +131,11 @@ impl Dialler {
 
     async fn talk(&mut self, useful: &mut bool) -> Result<std::convert::Infallible, Ended> {
         let path = self.options.socket.clone();
+        let controller = self.options.controller_uid;
         let channel = Endpoint::from_static("http://controller.invalid")
             .connect_with_connector(service_fn(move |_| {
                 let path = path.clone();
-                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                async move { trusted(UnixStream::connect(path).await?, controller).map(TokioIo::new) }
             }))
             .await
             .map_err(|source| Ended::Unreachable { path: self.options.socket.display().to_string(), source })?;
@@ -283,6 +286,16 @@ impl Dialler {
         send(up, from_agent::Body::Answer(wire::Answer { id, answer: Vec::new(), refused: why })).await?;
         Ok(None)
     }
+}
+
+/// Whoever may write to the socket's folder can serve in the controller's place: the kernel knows who it is (SO_PEERCRED, unix(7)).
+fn trusted(stream: UnixStream, controller: Option<u32>) -> io::Result<UnixStream> {
+    let server = stream.peer_cred()?.uid();
+    if server == 0 || server == Uid::effective().as_raw() || Some(server) == controller {
+        return Ok(stream);
+    }
+    let why = format!("user {server} serves it, and is neither root nor the controller's (--controller-user)");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
 }
 
 async fn send(up: &mpsc::Sender<wire::FromAgent>, body: from_agent::Body) -> Result<(), Ended> {

@@ -21,6 +21,7 @@ pub struct Host<'e> {
     pub run_dir: PathBuf,
     programs: PathBuf,
     log: PathBuf,
+    environment: Vec<(String, String)>,
 }
 
 impl<'e> Host<'e> {
@@ -31,13 +32,22 @@ impl<'e> Host<'e> {
     pub fn on(engine: &'e Engine) -> Self {
         let base = engine.dir.join("bulkhead");
         let inside = |name: &str| base.join(name);
-        let made = Self { engine, state_dir: inside("state"), run_dir: inside("run"), programs: inside("bin"), log: inside("log") };
+        let made = Self {
+            engine,
+            state_dir: inside("state"),
+            run_dir: inside("run"),
+            programs: inside("bin"),
+            log: inside("log"),
+            environment: Vec::new(),
+        };
         for dir in [&made.state_dir, &made.run_dir, &made.programs] {
             fs::create_dir_all(dir).expect("the engine's folder can be written");
         }
         // The controller runs as a user who may not enter the folder of the sources: it is started from a copy.
         for program in ["bulkhead", "bulkhead-agent"] {
             let (from, to) = (binary(program), made.programs.join(program));
+            // An earlier one may be the same file: a copy onto itself would empty it.
+            let _ = fs::remove_file(&to);
             let linked = fs::hard_link(&from, &to).is_ok() || fs::copy(&from, &to).is_ok();
             assert!(linked, "{} cannot be copied to {}", from.display(), to.display());
         }
@@ -46,10 +56,21 @@ impl<'e> Host<'e> {
         made
     }
 
+    /// Sets a variable for every program of ours that is started from here on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Where our programs are.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
     /// A program of ours with its folders and the engine in its environment.
     pub fn command(&self, program: &str) -> Command {
         let mut command = self.engine.command(self.programs.join(program));
         command.env("BULKHEAD_STATE_DIR", &self.state_dir).env("BULKHEAD_RUN_DIR", &self.run_dir).env("NO_COLOR", "1");
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         // Where the command line remembers what it showed: not in the home of whoever runs the tests.
         command.env("XDG_STATE_HOME", self.engine.dir.join("bulkhead/shown"));
         command
@@ -105,7 +126,8 @@ impl<'e> Host<'e> {
 impl Drop for Host<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("what Bulkhead said:\n{}", self.said());
+            let detached = fs::read_to_string(self.state_dir.join("bulkhead.log")).unwrap_or_default();
+            eprintln!("what Bulkhead said:\n{}{detached}", self.said());
         }
     }
 }
