@@ -327,10 +327,18 @@ fn multicast_and_broadcast_do_not_cross_a_guarded_bridge() {
     let policy = Policy::default().mode(Mode::Enforce, &["a"]).egress("a", "b", "udp/5353");
     apply(&mut enforcer, &policy.bind(&inventory));
     let (wire, far) = (Frames::open(&b.netns, "eth0"), Frames::open(&a.netns, "eth0"));
-    for (mac, to) in [([1, 0, 0x5e, 0, 0, 251], "224.0.0.251"), ([255; 6], "255.255.255.255"), ([255; 6], "10.1.0.255")] {
+    for (mac, from, to) in [
+        ([1, 0, 0x5e, 0, 0, 251], IpAddr::from(b.v4), "224.0.0.251"),
+        ([255; 6], b.v4.into(), "255.255.255.255"),
+        ([255; 6], b.v4.into(), "10.1.0.255"),
+        ([0x33, 0x33, 0, 0, 0, 0xfb], b.v6.into(), "ff02::fb"),
+        ([0x33, 0x33, 0, 0, 0, 1], b.v6.into(), "ff02::1"),
+        ([0x33, 0x33, 0, 0, 0, 1], b.v6.into(), "ff05::1:3"),
+    ] {
         let to: IpAddr = to.parse().unwrap();
-        let udp = frame::udp((b.v4.into(), 5353), (to, 5353), b"lab-to-everybody");
-        wire.send(&frame::ethernet(mac, b.mac, frame::ETH_IPV4, &frame::ip(b.v4.into(), to, frame::PROTO_UDP, &udp)));
+        let udp = frame::udp((from, 5353), (to, 5353), b"lab-to-everybody");
+        let kind = if from.is_ipv4() { frame::ETH_IPV4 } else { frame::ETH_IPV6 };
+        wire.send(&frame::ethernet(mac, b.mac, kind, &frame::ip(from, to, frame::PROTO_UDP, &udp)));
         assert!(!far.sees(BRIEFLY, b"lab-to-everybody"), "{to}");
     }
 }

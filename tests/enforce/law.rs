@@ -9,7 +9,7 @@ use lab::{Bridge, Member, Netns, needs_root};
 use node_agent::enforce::Enforcer;
 use policy::{Connection, Endpoint, Mode, Protocol, Scene, Service, Verdict, Workload, evaluate};
 
-use crate::stage::{Policy, apply, enforcer, inventory, now, settled};
+use crate::stage::{Policy, apply, enforcer, inventory, mac_of, now, settled};
 
 /// xorshift64: the same numbers each run.
 struct Dice(u64);
@@ -158,11 +158,4 @@ fn the_kernel_and_evaluate_agree_on_random_policies_and_first_packets() {
     }
     println!("{allowed} allowed, {denied} denied");
     assert!(allowed > 50 && denied > 50, "{allowed} allowed, {denied} denied: the dice are loaded");
-}
-
-fn mac_of(host: &Netns, interface: &str) -> [u8; 6] {
-    let text = host.ip(&format!("-o link show {interface}"));
-    let mac = text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
-    let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
-    bytes.try_into().unwrap()
 }

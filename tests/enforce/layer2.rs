@@ -11,18 +11,10 @@ use node_agent::enforce::{Drift, Enforcer};
 use policy::Mode;
 
 use crate::guard::{datagram, icmpv6};
-use crate::stage::{Policy, apply, enforcer, inventory, settled};
+use crate::stage::{Policy, apply, enforcer, inventory, mac_of, settled};
 
 const BRIEFLY: Duration = Duration::from_millis(400);
 const PATIENTLY: Duration = Duration::from_secs(5);
-
-/// The hardware address of an interface.
-fn mac_of(netns: &Netns, interface: &str) -> [u8; 6] {
-    let text = netns.ip(&format!("-o link show {interface}"));
-    let mac = text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
-    let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
-    bytes.try_into().unwrap()
-}
 
 /// The entries of the bridges' forwarding tables that no frame moves.
 fn sticky(host: &Netns) -> Vec<String> {

@@ -11,6 +11,7 @@ macro_rules! node {
     };
 }
 
+mod around;
 mod doors;
 mod errors;
 mod guard;
@@ -19,6 +20,7 @@ mod law;
 mod layer2;
 mod lost_state;
 mod modes;
+mod mutation;
 mod owner;
 mod pairs;
 mod revoke;

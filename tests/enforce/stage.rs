@@ -167,6 +167,14 @@ pub(crate) fn chain(error: &EnforceError) -> String {
     text
 }
 
+/// The hardware address of an interface.
+pub(crate) fn mac_of(netns: &Netns, interface: &str) -> [u8; 6] {
+    let text = netns.ip(&format!("-o link show {interface}"));
+    let mac = text.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+    let bytes: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+    bytes.try_into().unwrap()
+}
+
 /// Waits until the host's own IPv6 addresses are usable: until then it cannot ask for its neighbours (RFC 4862, 5.4).
 pub(crate) fn settled(host: &Netns) {
     lab::eventually(std::time::Duration::from_secs(8), || {

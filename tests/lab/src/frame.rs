@@ -6,8 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 
 use crate::netns::Netns;
 
@@ -68,6 +70,22 @@ impl Frames {
         None
     }
 
+    /// Everything that has arrived and was not taken yet, without waiting.
+    ///
+    /// # Panics
+    /// Where the socket fails.
+    pub fn drain(&self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut buffer = vec![0; 65536];
+        loop {
+            match recv(self.file.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(n) => frames.push(buffer[..n].to_vec()),
+                Err(Errno::EAGAIN) => return frames,
+                Err(error) => panic!("a packet socket: {error}"),
+            }
+        }
+    }
+
     /// Whether a frame that contains `marker` arrives within this time: the marker is the payload that the sender chose.
     pub fn sees(&self, patience: Duration, marker: &[u8]) -> bool {
         self.receive(patience, |f| f.windows(marker.len()).any(|w| w == marker)).is_some()
@@ -119,10 +137,16 @@ fn ipv6(from: Ipv6Addr, to: Ipv6Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     header
 }
 
-/// A TCP segment without data; `flags` as in the header (SYN is 2, RST 4, ACK 16).
+/// A TCP segment without data that acknowledges nothing; `flags` as in the header (SYN is 2, RST 4, ACK 16).
 pub fn tcp(from: (IpAddr, u16), to: (IpAddr, u16), sequence: u32, flags: u8) -> Vec<u8> {
-    let mut segment = [&from.1.to_be_bytes()[..], &to.1.to_be_bytes(), &sequence.to_be_bytes(), &[0; 4]].concat();
+    tcp_carrying(from, to, (sequence, 0), flags, &[])
+}
+
+/// A TCP segment with data, by its sequence and acknowledgement numbers.
+pub fn tcp_carrying(from: (IpAddr, u16), to: (IpAddr, u16), numbers: (u32, u32), flags: u8, data: &[u8]) -> Vec<u8> {
+    let mut segment = [&from.1.to_be_bytes()[..], &to.1.to_be_bytes(), &numbers.0.to_be_bytes(), &numbers.1.to_be_bytes()].concat();
     segment.extend_from_slice(&[0x50, flags, 0x40, 0, 0, 0, 0, 0]);
+    segment.extend_from_slice(data);
     let sum = pseudo_checksum(from.0, to.0, PROTO_TCP, &segment);
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
     segment
@@ -219,9 +243,13 @@ fn pseudo_checksum(from: IpAddr, to: IpAddr, protocol: u8, segment: &[u8]) -> u1
     checksum(&[&octets(from)[..], &octets(to), &length, &[0, 0, 0, protocol], segment].concat())
 }
 
-/// An inet raw socket. The standard library's datagram socket serves it: addresses in, packets out.
+/// An inet raw socket of the calling thread's namespace. The standard library's datagram socket serves it: addresses in, packets
+/// out.
+///
+/// # Errors
+/// Those of socket(2).
 #[allow(unsafe_code)]
-pub(crate) fn raw_socket(family: i32, protocol: i32) -> io::Result<UdpSocket> {
+pub fn raw_socket(family: i32, protocol: i32) -> io::Result<UdpSocket> {
     // SAFETY: socket(2) takes no pointers; the descriptor is new and owned by nobody else. nix's list of protocols lacks ICMP.
     let fd = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };
     if fd < 0 {
@@ -254,7 +282,9 @@ fn packet_socket(interface: &str) -> io::Result<File> {
         return Err(io::Error::last_os_error());
     }
     let pause = nix::sys::time::TimeVal::new(0, 50_000);
-    nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::ReceiveTimeout, &pause)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &pause)?;
+    // Hundreds of frames sent at once wait here until they are looked at.
+    setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20))?;
     Ok(File::from(socket))
 }
 

@@ -1,0 +1,475 @@
+//! The probes: each a packet with a number, where it is looked for, and whether it gets there while every rule stands.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+
+use lab::frame;
+use policy::{Protocol, Service};
+
+use super::packet::{ACK, SYN, Tuple, ethertype, following, icmp, packet, service, with_sum};
+use super::scene::{ANSWERS, DOORS, NETWORK, NODE, STRANGER, Scene, Seen, WITHIN, marker, sequence};
+
+/// A MAC address that is at no port.
+pub(super) const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
+
+/// One probe as it was sent.
+pub(super) struct Probe {
+    pub(super) id: u16,
+    pub(super) name: String,
+    pub(super) at: &'static str,
+    pub(super) passes: bool,
+}
+
+/// Sends the probes and writes down which.
+pub(super) struct Script<'s, 'h> {
+    pub(super) scene: &'s Scene<'h>,
+    /// Rounds have UDP ports of their own: a set that packets fill remembers the last round's.
+    pub(super) round: u16,
+    pub(super) sent: Vec<Probe>,
+}
+
+impl Script<'_, '_> {
+    fn next(&mut self, name: String, at: &'static str, passes: bool) -> u16 {
+        let id = u16::try_from(self.sent.len()).unwrap();
+        self.sent.push(Probe { id, name, at, passes });
+        id
+    }
+
+    /// Counts the last probe that the node itself answers by ARP.
+    fn answered(&mut self, name: &'static str, passes: bool) {
+        let nth = self.scene.ends.keys().position(|end| *end == name).unwrap();
+        self.sent.push(Probe { id: ANSWERS + nth as u16, name: format!("the node answers {name}'s ARP"), at: name, passes });
+    }
+
+    fn address(&self, name: &str, v: usize) -> IpAddr {
+        match name {
+            "node" => NODE[v].parse().unwrap(),
+            "network" => NETWORK[v].parse().unwrap(),
+            "stranger" => STRANGER[v].parse().unwrap(),
+            name => self.scene.ends[name].addresses[v],
+        }
+    }
+
+    /// The MAC addresses that a packet between two ends has when it is sent.
+    fn macs(&self, from: &str, to: &str) -> [[u8; 6]; 2] {
+        let sender = &self.scene.ends[from];
+        let target = self.scene.ends.get(to).filter(|target| target.bridge == sender.bridge).map_or(sender.gateway, |target| target.mac);
+        [target, sender.mac]
+    }
+
+    fn put(&self, from: &str, macs: [[u8; 6]; 2], ether: u16, payload: &[u8]) {
+        self.scene.ends[from].wire.send(&frame::ethernet(macs[0], macs[1], ether, payload));
+    }
+
+    /// A packet in a frame as it should be.
+    fn plain(&mut self, name: &str, from: &'static str, to: &'static str, passes: bool, bytes: impl FnOnce(u16) -> Vec<u8>) {
+        let id = self.next(format!("{name}: {from} -> {to}"), to, passes);
+        let bytes = bytes(id);
+        let to = if to == "network" { "net" } else { to };
+        self.put(from, self.macs(from, to), ethertype(&bytes), &bytes);
+    }
+
+    /// The tuple of a probe with the next number.
+    fn tuple(&self, from: &str, to: &str, v: usize, what: &str) -> Tuple {
+        let source_port = 20_000 + self.sent.len() as u16;
+        Tuple { from: self.address(from, v), to: self.address(to, v), service: service(what), source_port }
+    }
+
+    fn ask(&mut self, name: &str, from: &'static str, to: &'static str, v: usize, what: &str, passes: bool) -> Tuple {
+        let tuple = self.tuple(from, to, v, what);
+        self.plain(&format!("{name} {what} v{}", [4, 6][v]), from, to, passes, |id| packet(id, tuple, SYN));
+        tuple
+    }
+
+    /// An ICMP error, or what passes for one, from one end that quotes a connection of another.
+    fn quote(&mut self, name: &str, kind: u8, from: &'static str, to: &'static str, quoted: Tuple, passes: bool) {
+        let v = usize::from(quoted.from.is_ipv6());
+        let (sender, receiver) = (self.address(from, v), self.address(to, v));
+        self.plain(&format!("{name} (ICMP {kind}, v{})", [4, 6][v]), from, to, passes, |id| {
+            icmp(sender, receiver, [kind, 1, 0, 0, 0, 0, 0, 0], &packet(id, quoted, SYN))
+        });
+    }
+
+    /// Everything a policy can allow, in each standing, on each side.
+    fn look_ups(&mut self) {
+        let mut late = Vec::new();
+        let range = WITHIN.to_string();
+        for (name, door) in DOORS {
+            for v in 0..2 {
+                let echo = ["icmp/8", "icmpv6/128"][v];
+                let exact = ["tcp/80", "udp/80", "sctp/80", echo, "ip50"];
+                let ports = |protocols: &[&str]| -> Vec<String> { protocols.iter().map(|p| format!("{p}/{range}")).collect() };
+                let ranges = ports(&["tcp", "udp", "sctp"]);
+                for (peer, services) in [
+                    ("le", [&exact.map(str::to_owned)[..], &ranges].concat()),
+                    ("net", exact.map(str::to_owned).to_vec()),
+                    ("network", [&exact.map(str::to_owned)[..], &ranges].concat()),
+                ] {
+                    for what in services {
+                        for egress in [true, false] {
+                            // Without ports, one direction would be the answer to the other.
+                            let what = if egress { what.clone() } else { what.replace("ip50", "ip51") };
+                            let tuple = self.one_way(name, peer, egress, v, &what);
+                            if what.starts_with("udp") {
+                                late.push((name, peer, egress, tuple));
+                            } else if what.starts_with("tcp") {
+                                let back = Tuple { source_port: tuple.source_port + 20_000, ..tuple }.turned();
+                                self.directed("mid-flow answer", name, peer, !egress, back, ACK);
+                            }
+                        }
+                    }
+                }
+                for protocol in ["tcp", "udp", "sctp"] {
+                    let what = format!("{protocol}/{door}");
+                    for peer in ["le", "net", "network"] {
+                        let from = if peer == "network" { "net" } else { peer };
+                        let tuple = Tuple { from: self.address(peer, v), ..self.tuple(from, "node", v, &what) };
+                        let id = self.next(format!("{name}'s door, {what} v{} from {peer}", [4, 6][v]), "node", true);
+                        let bytes = packet(id, tuple, SYN);
+                        self.put(from, self.macs(from, "node"), ethertype(&bytes), &bytes);
+                    }
+                }
+            }
+        }
+        self.scene.fence();
+        self.scene.connections.borrow_mut().forget_connections();
+        for (name, peer, egress, tuple) in late {
+            self.directed("late answer", name, peer, !egress, tuple.turned(), 0);
+        }
+    }
+
+    fn one_way(&mut self, name: &'static str, peer: &'static str, egress: bool, v: usize, what: &str) -> Tuple {
+        let (from, to) = if egress { (name, peer) } else { (peer, name) };
+        let mut tuple = self.tuple(from, to, v, what);
+        if what.starts_with("udp") {
+            tuple.source_port = 1024 + (u32::from(self.round) * 613 + self.sent.len() as u32 * 7) as u16 % 60_000;
+        }
+        self.directed(what, name, peer, egress, tuple, SYN);
+        tuple
+    }
+
+    fn directed(&mut self, what: &str, name: &'static str, peer: &'static str, egress: bool, tuple: Tuple, flags: u8) {
+        let end = if peer == "network" { "net" } else { peer };
+        let (from, to) = if egress { (name, end) } else { (end, name) };
+        let id = self.next(format!("{what} {from} -> {to} ({peer}) v{}", if tuple.from.is_ipv4() { 4 } else { 6 }), to, true);
+        let bytes = packet(id, tuple, flags);
+        self.put(from, self.macs(from, to), ethertype(&bytes), &bytes);
+    }
+
+    /// What a port may say of itself, and what may cross.
+    fn guard(&mut self) {
+        let end = |name: &str| (self.scene.ends[name].mac, self.scene.ends[name].addresses);
+        let ((re, _), (le, _), (ot, others), (un, _)) = (end("re"), end("le"), end("ot"), end("un"));
+        let gateway = self.scene.ends["re"].gateway;
+        let v6 = |at: IpAddr| if let IpAddr::V6(at) = at { at.octets() } else { panic!("{at} is v4") };
+        let v4 = |at: IpAddr| if let IpAddr::V4(at) = at { at } else { panic!("{at} is v6") };
+        for v in 0..2 {
+            for (name, mac, from) in [("another's address", re, "ot"), ("another's MAC", ot, "re")] {
+                let tuple = self.tuple(from, "le", v, "udp/80");
+                let id = self.next(format!("{name} v{}", [4, 6][v]), "le", false);
+                let bytes = packet(id, tuple, 0);
+                self.put("re", [le, mac], ethertype(&bytes), &bytes);
+            }
+            let tuple = Tuple { source_port: [67, 547][v], ..self.tuple("re", "le", v, ["udp/68", "udp/546"][v]) };
+            self.plain("a DHCP server's answer", "re", "le", false, |id| packet(id, tuple, 0));
+            let tuple = self.tuple("le", "ot", v, "udp/9");
+            self.plain("from a port nobody bound, with a neighbour's address", "un", "ot", false, |id| packet(id, tuple, 0));
+            let id = self.next(format!("the same to the node v{}", [4, 6][v]), "node", false);
+            let tuple = self.tuple("le", "node", v, "udp/9");
+            let bytes = packet(id, tuple, 0);
+            self.put("un", [gateway, un], ethertype(&bytes), &bytes);
+            for at in ["le", "un"] {
+                let tuple = self.tuple("re", "ot", v, "udp/9");
+                let id = self.next(format!("to a MAC address that is nowhere, seen by {at} v{}", [4, 6][v]), at, false);
+                let bytes = packet(id, Tuple { from: self.address("le", v), ..tuple }, 0);
+                self.put("le", [NOBODY, le], ethertype(&bytes), &bytes);
+            }
+            let id = self.next(format!("IP to the address of a bridge protocol v{}", [4, 6][v]), "node", false);
+            let bytes = packet(id, self.tuple("le", "node", v, "udp/9"), 0);
+            self.put("le", [[1, 0x80, 0xc2, 0, 0, 14], le], ethertype(&bytes), &bytes);
+            let tuple = self.tuple("x", "y", v, "udp/80");
+            self.plain("allowed, where netfilter is off", "x", "y", false, |id| packet(id, tuple, 0));
+            let tuple = self.tuple("un2", "y", v, "udp/80");
+            self.plain("not bound, where netfilter is off", "un2", "y", false, |id| packet(id, tuple, 0));
+        }
+        for (name, from, to, dst, at, passes) in [
+            ("an unknown type to the node", "re", "node", gateway, "br0", false),
+            ("an unknown type from a port nobody bound", "un", "le", [255; 6], "le", false),
+            ("an unknown type on somebody else's bridge", "v", "w", [255; 6], "w", true),
+        ] {
+            let id = self.next(format!("{name}: {from} -> {to}"), at, passes);
+            self.put(from, [dst, self.scene.ends[from].mac], 0x88b5, &[marker(id), vec![0; 40]].concat());
+        }
+        let (own, theirs) = (v4(self.address("re", 0)), v4(others[0]));
+        let router = std::net::Ipv4Addr::new(10, 1, 0, 1);
+        for (name, from, mac, hardware, address, passes) in [
+            ("ARP as it should be", "re", re, 1, own, true),
+            ("ARP of a token ring", "re", re, 6, own, false),
+            ("ARP with another's MAC address", "re", ot, 1, own, false),
+            ("ARP with another's address", "re", re, 1, theirs, false),
+            ("an ARP probe", "re", re, 1, std::net::Ipv4Addr::UNSPECIFIED, true),
+            ("ARP from a port nobody bound", "un", un, 1, theirs, false),
+        ] {
+            let id = self.next(name.to_owned(), "le", passes);
+            // Who probes asks for the address that it wants to have.
+            let asked = if address.is_unspecified() { own } else { router };
+            let mut request = frame::arp_reply(mac, address, [0; 6], asked);
+            (request[1], request[7]) = (hardware, 1);
+            self.put(from, [[255; 6], self.scene.ends[from].mac], frame::ETH_ARP, &[request, marker(id)].concat());
+        }
+        self.answered("re", true);
+        self.answered("un", false);
+
+        let own = self.address("re", 1);
+        let none: IpAddr = Ipv6Addr::UNSPECIFIED.into();
+        let all: IpAddr = "ff02::1".parse().unwrap();
+        let link: IpAddr = "fe80::42:aff:fe01:3".parse().unwrap();
+        let target = |at: IpAddr, id: u16| [&v6(at)[..], &[14, 1], &marker(id)].concat();
+        let to = self.address("le", 1);
+        for (name, from, to, kind, of, at, passes) in [
+            ("duplicate address detection", none, all, 135, own, "le", true),
+            ("a listener's report before there is an address", none, all, 143, own, "bulkhead:deny:spoof", false),
+            ("a router advertisement", link, all, 134, own, "node", false),
+            ("a redirect", own, to, 137, own, "le", false),
+            ("a neighbour's advertisement", own, to, 136, self.address("re", 1), "le", true),
+            ("an advertisement of another's", own, to, 136, others[1], "le", false),
+            ("a solicitation", own, to, 135, to, "le", true),
+        ] {
+            let id = self.next(name.to_owned(), at, passes);
+            let bytes = icmp(from, to, [kind, 0, 0, 0, 0, 0, 0, 0], &target(of, id));
+            let dst = if to == all { [0x33, 0x33, 0, 0, 0, 1] } else { le };
+            self.put("re", [dst, re], frame::ETH_IPV6, &bytes);
+        }
+        let request = self.tuple("le", "re", 1, "icmpv6/128");
+        self.plain("an echo request", "le", "re", true, |id| packet(id, request, 0));
+        let reply = [&[129, 0, 0, 0][..], &request.source_port.to_be_bytes(), &[0, 1]].concat();
+        for (name, protocol, head, cut, passes) in [
+            ("UDP in fragments", frame::PROTO_UDP, Vec::new(), 8, true),
+            ("a large echo request", frame::PROTO_ICMPV6, vec![128, 0, 0, 0, 7, 7, 0, 1], 8, true),
+            ("a large echo reply", frame::PROTO_ICMPV6, reply, 8, true),
+            ("an advertisement in fragments", frame::PROTO_ICMPV6, vec![136, 0, 0, 0, 0x20, 0, 0, 0], 8, false),
+            // With its number in the first one, which is the one that is logged.
+            ("a solicitation in fragments", frame::PROTO_ICMPV6, vec![135, 0, 0, 0, 0, 0, 0, 0], 32, false),
+        ] {
+            let id = self.next(name.to_owned(), "le", passes);
+            let whole = if protocol == frame::PROTO_UDP {
+                frame::udp((own, 999), (to, 80), &[vec![0; 16], marker(id)].concat())
+            } else {
+                with_sum([&head[..], &target(others[1], id), &[14, 1, 0, 0, 0, 0, 0, 0]].concat(), own, to)
+            };
+            for (offset, more, part) in [(0_u16, 1_u16, &whole[..usize::from(cut)]), (cut, 0, &whole[usize::from(cut)..])] {
+                let header = [
+                    &[protocol, 0][..],
+                    &(offset | more).to_be_bytes(),
+                    &[0, 0],
+                    &id.wrapping_add(self.round.wrapping_mul(512)).to_be_bytes(),
+                ]
+                .concat();
+                self.put("re", [le, re], frame::ETH_IPV6, &frame::ip(own, to, 44, &[&header, part].concat()));
+            }
+        }
+    }
+
+    /// States, errors, what is denied and how, the node's own roads.
+    fn filter(&mut self) {
+        let gateway = self.scene.ends["re"].gateway;
+        for v in 0..2 {
+            let fourth = v == 0;
+            self.ask("denied to the outside", "re", "net", v, "tcp/81", false);
+            self.ask("denied from the outside", "net", "re", v, "tcp/81", false);
+            self.ask("from the outside to another's door", "net", "node", v, "tcp/22", true);
+            self.ask("denied to the node", "re", "node", v, "udp/9", false);
+            self.ask("denied at a door", "ot", "node", v, "tcp/1081", false);
+            let tuple = Tuple { from: self.address("stranger", v), ..self.tuple("net", "node", v, "tcp/1081") };
+            self.plain("denied at a door to a stranger", "net", "node", false, |id| packet(id, tuple, SYN));
+            self.ask("denied at a silent door", "ot", "node", v, "tcp/1082", false);
+            self.ask("denied by the receiver", "ot", "re", v, "udp/81", false);
+            self.ask("denied by a silent receiver", "ot", "dr", v, "udp/81", false);
+            self.ask("denied by a silent sender", "dr", "ot", v, "udp/81", false);
+            self.ask("would be denied by the sender", "au", "ot", v, "udp/81", true);
+            self.ask("would be denied by the receiver", "ot", "au", v, "udp/81", true);
+            self.ask("would be denied at a door", "ot", "node", v, "tcp/1083", true);
+            self.ask("from a quarantined one", "qu", "le", v, "udp/81", false);
+            self.ask("to a quarantined one", "le", "qu", v, "udp/81", false);
+            let mid = |script: &mut Self, name: &str, from, to, what: &str| {
+                let tuple = script.tuple(from, to, v, what);
+                script.plain(name, from, to, false, |id| packet(id, tuple, ACK));
+            };
+            mid(self, "TCP that is no request", "re", "ot", "tcp/81");
+            mid(self, "TCP that is no request", "ot", "re", "tcp/81");
+            mid(self, "TCP that is no request, at a door", "ot", "node", "tcp/1081");
+            for (name, from, to) in [("refused", "re", "ot"), ("refused by the receiver", "ot", "re"), ("refused at a door", "ot", "node")]
+            {
+                let what = if to == "node" { "tcp/1081" } else { "tcp/82" };
+                let id = self.next(format!("{name} with a reset v{}", [4, 6][v]), from, true);
+                let tuple = self.tuple(from, to, v, what);
+                let bytes = packet(id, tuple, SYN);
+                self.put(from, self.macs(from, to), ethertype(&bytes), &bytes);
+                let id = self.next(format!("{name} with an ICMP error v{}", [4, 6][v]), from, true);
+                let tuple = self.tuple(from, to, v, &what.replace("tcp", "udp"));
+                let bytes = packet(id, tuple, 0);
+                self.put(from, self.macs(from, to), ethertype(&bytes), &bytes);
+            }
+            // Where netfilter is off for the bridge the reset goes out as any packet of the node's does.
+            let id = self.next(format!("refused on the way out, where netfilter is off v{}", [4, 6][v]), "x", true);
+            let bytes = packet(id, self.tuple("x", "net", v, "tcp/81"), SYN);
+            self.put("x", self.macs("x", "net"), ethertype(&bytes), &bytes);
+            let unknown: IpAddr = ["10.1.0.200", "2001:db8:1::200"][v].parse().unwrap();
+            let tuple = Tuple { to: unknown, ..self.tuple("le", "ot", v, "udp/9") };
+            self.plain("to an unknown address", "le", "ot", false, |id| packet(id, tuple, 0));
+            let own_link: IpAddr = "fe80::42:aff:fe01:3".parse().unwrap();
+            if !fourth {
+                let tuple = Tuple { from: own_link, ..self.tuple("re", "le", v, "udp/80") };
+                self.plain("from an address the filter does not know", "re", "le", false, |id| packet(id, tuple, 0));
+            }
+
+            let opened = self.ask("opens", "le", "re", v, "tcp/80", true);
+            let first = sequence(self.sent.len() as u16 - 1) + 1;
+            self.plain("the second step", "re", "le", true, |id| following(id, opened.turned(), SYN | ACK, first));
+            let opened = self.ask("opens", "re", "le", v, "tcp/80", true);
+            let error = [3, 1][v];
+            self.quote("the server's own error", error, "le", "re", opened, true);
+            self.quote("an error of one in Learn", error, "ot", "re", opened, false);
+            let between = self.ask("opens", "le", "ot", v, "tcp/80", true);
+            self.quote("an error of one in Enforce", error, "fo", "le", between, false);
+            self.quote("a redirect, or what no version knows", [5, 100][v], "le", "re", opened, false);
+            let far = self.ask("opens", "cl", "le", v, "tcp/80", true);
+            self.quote("an error of one in Enforce on another bridge", error, "fo", "cl", far, false);
+            let out = self.ask("opens", "re", "net", v, "tcp/80", true);
+            let router: IpAddr = ["203.0.113.1", "2001:db8:ffff::1"][v].parse().unwrap();
+            let to = self.address("re", v);
+            self.plain("an error of a router outside", "net", "re", true, |id| {
+                icmp(router, to, [error, 1, 0, 0, 0, 0, 0, 0], &packet(id, out, SYN))
+            });
+            let come = self.ask("opens", "net", "re", v, "tcp/80", true);
+            self.quote("an error to the outside", error, "re", "net", come, true);
+
+            // The node's own.
+            if !fourth {
+                const DISCOVERY: [u8; 8] = [133, 0, 0, 0, 0, 0, 0, 0];
+                let (from, node) = (self.address("re", 1), "ff02::2".parse().unwrap());
+                let id = self.next("a router's discovery to the node".to_owned(), "node", true);
+                let bytes = icmp(from, node, DISCOVERY, &marker(id));
+                self.put("re", [[0x33, 0x33, 0, 0, 0, 2], self.scene.ends["re"].mac], frame::ETH_IPV6, &bytes);
+                let (from, to) = (self.address("ot", 1), self.address("le", 1));
+                self.plain("a router's discovery to a neighbour", "ot", "le", false, |id| icmp(from, to, DISCOVERY, &marker(id)));
+            } else {
+                for (name, from, to, mac, at, passes) in [
+                    ("a membership report", "re", "224.0.0.1", [1, 0, 0x5e, 0, 0, 1], "node", true),
+                    ("the same to a neighbour", "ot", "10.1.0.2", self.scene.ends["le"].mac, "le", false),
+                ] {
+                    let id = self.next(name.to_owned(), at, passes);
+                    let mut report = [&[0x16, 0, 0, 0, 224, 0, 0, 251][..], &marker(id)].concat();
+                    let sum = frame::checksum(&report);
+                    report[2..4].copy_from_slice(&sum.to_be_bytes());
+                    let bytes = frame::ip(self.address(from, 0), to.parse().unwrap(), 2, &report);
+                    self.put(from, [mac, self.scene.ends[from].mac], frame::ETH_IPV4, &bytes);
+                }
+            }
+            let request = self.node_sends("a ping of the node", v, ["icmp/8", "icmpv6/128"][v], "re", true);
+            let (from, to) = (self.address("re", v), request);
+            let id = self.next(format!("the answer to it v{}", [4, 6][v]), "node", true);
+            let bytes = icmp(from, to, [[0, 129][v], 0, 0, 0, 0x77, 0x77, 0, 1], &marker(id));
+            self.put("re", [gateway, self.scene.ends["re"].mac], ethertype(&bytes), &bytes);
+            let echo = Tuple { from: to, to: from, service: service(["icmp/8", "icmpv6/128"][v]), source_port: 0x7777 };
+            let id = self.next(format!("an error to the node v{}", [4, 6][v]), "node", true);
+            let bytes = icmp(from, to, [error, 1, 0, 0, 0, 0, 0, 0], &packet(id, echo, 0));
+            self.put("re", [gateway, self.scene.ends["re"].mac], ethertype(&bytes), &bytes);
+            self.node_sends("denied from the node", v, "udp/81", "re", false);
+            self.node_sends("the node to a MAC address that is nowhere", v, "udp/81", "gh", false);
+            if fourth {
+                self.node_sends("a querier's query", v, "ip2", "re", true);
+            } else {
+                self.node_sends("a router's word", v, "icmpv6/134", "re", true);
+            }
+            for (_, door) in DOORS {
+                self.established_at_a_door(v, door);
+            }
+            self.over_loopback(v);
+        }
+    }
+
+    /// A helper's expectations: FTP's client names a port to which the server is to connect.
+    fn expected(&mut self) {
+        let control = Tuple { from: self.address("le", 0), to: self.address("re", 0), service: service("tcp/21"), source_port: 2121 };
+        let mut told = 1001;
+        let say = |from: &str, to: &str, tuple: Tuple, numbers: (u32, u32), flags: u8, text: &[u8]| {
+            let segment = frame::tcp_carrying((tuple.from, tuple.source_port), (tuple.to, tuple.service.port), numbers, flags, text);
+            self.put(from, self.macs(from, to), frame::ETH_IPV4, &frame::ip(tuple.from, tuple.to, frame::PROTO_TCP, &segment));
+        };
+        say("le", "re", control, (1000, 0), SYN, b"");
+        say("re", "le", control.turned(), (5000, 1001), SYN | ACK, b"");
+        let mut lines = Vec::new();
+        for (line, port) in [("USER lab\r\n", 0), ("PORT 10,1,0,2,200,11\r\n", 51211), ("PORT 10,1,0,2,200,10\r\n", 51210)] {
+            lines.push((line, told, port));
+            told += line.len() as u32;
+        }
+        for (line, number, port) in lines {
+            let segment = frame::tcp_carrying((control.from, 2121), (control.to, 21), (number, 5001), ACK | 8, line.as_bytes());
+            self.put("le", self.macs("le", "re"), frame::ETH_IPV4, &frame::ip(control.from, control.to, frame::PROTO_TCP, &segment));
+            if port > 0 {
+                self.ask("what FTP expects, and the policy", "re", "le", 0, &format!("tcp/{port}"), port == 51210);
+            }
+        }
+    }
+
+    /// Sends as the node's own programs do; returns the node's address. What floods is looked for at a neighbour.
+    fn node_sends(&mut self, name: &str, v: usize, what: &str, to: &'static str, passes: bool) -> IpAddr {
+        let at = if to == "gh" { "le" } else { to };
+        let id = self.next(format!("{name} v{}", [4, 6][v]), at, passes);
+        let target = self.scene.ends[to].addresses[v];
+        let gateway: IpAddr = ["10.1.0.1", "2001:db8:1::1"][v].parse().unwrap();
+        let Service { protocol, port } = service(what);
+        let socket = match protocol {
+            Protocol::Udp => self.scene.host.run(|| UdpSocket::bind(SocketAddr::new(gateway, 0))).unwrap(),
+            other => {
+                let family = [nix::libc::AF_INET, nix::libc::AF_INET6][v];
+                self.scene.host.run(|| frame::raw_socket(family, i32::from(other.number()))).unwrap()
+            }
+        };
+        let message = match protocol {
+            Protocol::Icmp | Protocol::Icmpv6 => {
+                with_sum([&[port as u8, 0, 0, 0, 0x77, 0x77, 0, 1], &marker(id)[..]].concat(), gateway, target)
+            }
+            Protocol::Udp => marker(id),
+            _ => [vec![0x11, 0, 0, 0, 0, 0, 0, 0], marker(id)].concat(),
+        };
+        let port = if protocol == Protocol::Udp { port } else { 0 };
+        // The answer may be an error of an earlier datagram.
+        let _ = socket.send_to(&message, SocketAddr::new(target, port));
+        gateway
+    }
+
+    /// What the node began from a published port is answered there.
+    fn established_at_a_door(&mut self, v: usize, door: u16) {
+        let at = SocketAddr::new(self.address("node", v), door);
+        let socket = self.scene.host.run(|| UdpSocket::bind(at)).unwrap();
+        let id = self.next(format!("the node from its port {door} v{}", [4, 6][v]), "net", true);
+        socket.send_to(&marker(id), SocketAddr::new(self.address("stranger", v), 5353)).unwrap();
+        let tuple = Tuple {
+            from: self.address("stranger", v),
+            to: self.address("node", v),
+            service: Service { port: door, ..service("udp/1") },
+            source_port: 5353,
+        };
+        self.plain(&format!("the answer at port {door} v{}", [4, 6][v]), "net", "node", true, |id| packet(id, tuple, 0));
+    }
+
+    fn over_loopback(&mut self, v: usize) {
+        let at = SocketAddr::new(self.address("node", v), 0);
+        let socket = self.scene.host.run(|| UdpSocket::bind(at)).unwrap();
+        let id = self.next(format!("the node to its own door v{}", [4, 6][v]), "node", true);
+        let _ = socket.send_to(&marker(id), SocketAddr::new(self.address("node", v), DOORS[1].1));
+    }
+}
+
+/// Sends everything once, and looks.
+pub(super) fn round(scene: &Scene<'_>, round: u16) -> (Vec<Probe>, Seen) {
+    scene.connections.borrow_mut().forget_connections();
+    let mut script = Script { scene, round, sent: Vec::new() };
+    script.guard();
+    script.filter();
+    script.expected();
+    script.look_ups();
+    scene.fence();
+    (script.sent, scene.look())
+}
