@@ -150,8 +150,8 @@ async fn the_agent_speaks_to_no_controller_of_another_user() {
     std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
     let mut command = Command::new(&copy);
     command.args(["--exact", "socket::serving_process", "--nocapture", "--test-threads=1"]).env(SERVED, place.socket());
-    command.current_dir("/tmp").uid(NOBODY).gid(NOBODY).stdin(Stdio::null()).stdout(Stdio::null());
-    let mut server = command.spawn().unwrap();
+    command.current_dir("/tmp").uid(NOBODY).gid(NOBODY).stdout(Stdio::null());
+    let _server = lab::Process::start(&mut command);
     lab::eventually(PATIENCE, || std::os::unix::net::UnixStream::connect(place.socket()).map(drop));
 
     for (known, expected) in [(None, "user 65534 serves it, and is neither root nor the controller's"), (Some(NOBODY), "refuses: seen")] {
@@ -163,6 +163,4 @@ async fn the_agent_speaks_to_no_controller_of_another_user() {
         tokio::time::timeout(PATIENCE, found).await.expect(expected).unwrap();
         agent.handle.stop().await;
     }
-    server.kill().unwrap();
-    server.wait().unwrap();
 }
