@@ -2,6 +2,7 @@
 //! it stands in; nothing of a name can become markup.
 
 mod dot;
+mod labels;
 mod layout;
 mod mermaid;
 mod svg;

@@ -161,7 +161,10 @@ pub(super) fn place(boxes: &[Box], lines: &[Line]) -> Placed {
         // Labels stand between a layer and the next, on the lines that begin or pass there.
         let crosses = |line: &&Line| layer[line.from].min(layer[line.to]) <= at && at < layer[line.from].max(layer[line.to]);
         let label = lines.iter().filter(crosses).map(|line| line.label_width).fold(0.0, f64::max);
-        x += width + label + 70.0;
+        // More of them than stand above each other get more columns; three times as many, since lines cross.
+        let stacked: f64 = lines.iter().filter(crosses).map(|line| line.label_height).sum();
+        let columns = (if stacked > height { 3.0 * stacked / height.max(1.0) } else { 1.0 }).ceil().min(8.0);
+        x += width + label * columns + 70.0;
     }
     let width = x - 70.0 + MARGIN;
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::labels::{Area, spread};
 use super::layout::{Box, Line, place};
 use super::{ALLOWED, DENIED, Drawing, Shape, WOULD_BE};
 use crate::api::view::GraphView;
@@ -122,8 +123,12 @@ pub fn svg(view: &GraphView) -> String {
             escaped(name)
         );
     }
-    for ((bundle, labels), points) in drawing.bundles.iter().zip(&labels).zip(&placed.lines) {
-        let Some((x, y)) = label_place(points) else { continue };
+    let sizes: Vec<(f64, f64)> = lines.iter().map(|line| (line.label_width + 6.0, line.label_height)).collect();
+    let around: Vec<Area> =
+        placed.boxes.iter().zip(&boxes).map(|(&middle, size)| Area { middle, width: size.width, height: size.height }).collect();
+    let middles = spread(&placed.lines, &sizes, &around);
+    for ((bundle, labels), middle) in drawing.bundles.iter().zip(&labels).zip(middles) {
+        let Some((x, y)) = middle else { continue };
         for (number, label) in labels.iter().enumerate() {
             let y = y + (number as f64 - (labels.len() as f64 - 1.0) / 2.0) * (LABEL + 3.0) + LABEL / 3.0;
             let _ = writeln!(
@@ -143,16 +148,6 @@ pub fn svg(view: &GraphView) -> String {
     text
 }
 
-/// A label stands in the middle of the first stretch of its line; a loop's beside it.
-fn label_place(points: &[(f64, f64)]) -> Option<(f64, f64)> {
-    let (&(ax, ay), &(bx, by)) = (points.first()?, points.get(1)?);
-    if (ax - bx).abs() < 1.0 {
-        Some((ax + 36.0 + (ay - by).abs() / 5.0, (ay + by) / 2.0))
-    } else {
-        Some(((ax + bx) / 2.0, (ay + by) / 2.0))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +156,42 @@ mod tests {
     fn a_name_cannot_become_markup() {
         assert_eq!(escaped("a<script>&\"'"), "a&lt;script&gt;&amp;&quot;&#39;");
         assert_eq!(escaped("a\u{202e}b\u{0}"), "a\u{fffd}b\u{fffd}");
+    }
+
+    /// Middles and widths of the labels, read from the picture.
+    fn labels(svg: &str) -> Vec<(f64, f64, f64)> {
+        let number = |line: &str, name: &str| -> f64 {
+            let (_, rest) = line.split_once(&format!("{name}=\"")).unwrap();
+            rest.split('"').next().unwrap().parse().unwrap()
+        };
+        let label = |line: &str| {
+            let text = line.split_once('>').unwrap().1.trim_end_matches("</text>");
+            (number(line, " x"), number(line, " y"), width(text, LABEL))
+        };
+        svg.lines().map(str::trim).filter(|line| line.starts_with("<text x=") && line.contains("paint-order")).map(label).collect()
+    }
+
+    #[test]
+    fn in_a_dense_graph_every_label_can_be_read() {
+        let edge = |(client, server): (usize, usize)| crate::api::view::EdgeView {
+            from: format!("shop/client{client}").parse().unwrap(),
+            to: format!("shop/server{server}").parse().unwrap(),
+            service: policy::Service::tcp(8000),
+            direction_known: true,
+            evidence: policy::Evidence { established: 12, ..policy::Evidence::default() },
+            verdict: policy::Verdict::Allow,
+            reason: String::new(),
+        };
+        let edges = (0..36).map(|n| edge((n / 6, n % 6))).collect();
+        let picture = svg(&GraphView { edges, left_out: 0, lost: 0, blind: Vec::new() });
+        let labels = labels(&picture);
+        assert_eq!(labels.len(), 36);
+        for (number, (x, y, wide)) in labels.iter().enumerate() {
+            for (other_x, other_y, other_wide) in &labels[number + 1..] {
+                let apart = (x - other_x).abs() >= (wide + other_wide) / 2.0 || (y - other_y).abs() >= LABEL;
+                assert!(apart, "({x}, {y}) and ({other_x}, {other_y})");
+            }
+        }
     }
 
     #[test]

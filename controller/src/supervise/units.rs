@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
-use nix::unistd::{Uid, User};
+use nix::unistd::{Group, Uid, User};
 
 use super::{AgentFlags, Places, SuperviseError, agent_program, io_at};
 
@@ -76,6 +76,8 @@ fn controller_unit(program: &Path, places: &Places) -> String {
         "[Unit]\n\
          Description=Bulkhead controller\n\
          After={AGENT_UNIT}\n\
+         # However often it is killed, it is started again.\n\
+         StartLimitIntervalSec=0\n\
          \n\
          [Service]\n\
          Type=notify\n\
@@ -128,9 +130,15 @@ pub fn install(places: &Places, args: &InstallArgs) -> Result<(), SuperviseError
         return Ok(());
     }
     if User::from_name("bulkhead").ok().flatten().is_none() {
-        tell("useradd", &["--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", "bulkhead"])?;
+        // A group that somebody made for its members already is the one.
+        let group: &[&str] = if has_group() { &["--gid", "bulkhead"] } else { &["--user-group"] };
+        let rest = ["--system", "--no-create-home", "--shell", "/usr/sbin/nologin", "bulkhead"];
+        tell("useradd", &[group, &rest[..]].concat())?;
         println!("made the system user bulkhead");
     }
+    // The controller's unit may write there and nowhere else, and systemd refuses a place that is not there.
+    let (uid, gid) = super::controller_identity(Some("bulkhead"))?;
+    super::make_places(places, uid, gid)?;
     if !systemd_runs() {
         println!("systemd does not run here: the units are written and not started");
         return Ok(());
@@ -141,6 +149,10 @@ pub fn install(places: &Places, args: &InstallArgs) -> Result<(), SuperviseError
         println!("started {AGENT_UNIT} and {CONTROLLER_UNIT}");
     }
     Ok(())
+}
+
+fn has_group() -> bool {
+    Group::from_name("bulkhead").ok().flatten().is_some()
 }
 
 /// sd_booted(3): this directory exists exactly when systemd is the init.
@@ -181,6 +193,10 @@ pub(super) fn uninstall() -> Result<(), SuperviseError> {
     }
     if User::from_name("bulkhead").ok().flatten().is_some() {
         tell("userdel", &["bulkhead"])?;
+    }
+    // It stays with userdel where people are members.
+    if has_group() {
+        tell("groupdel", &["bulkhead"])?;
     }
     Ok(())
 }

@@ -10,6 +10,8 @@ use policy::ruleset::Ruleset;
 use policy::status::{Alarm, NetworkState, NetworkStatus};
 use policy::{EdgeKey, Endpoint, Evidence, FlowGraph, Service, Workload};
 
+use crate::uplink::Recovery;
+
 /// Alarms kept for a person; older ones are in the log.
 const ALARMS_KEPT: usize = 50;
 
@@ -34,6 +36,20 @@ impl Alarms {
     pub fn list(&self) -> Vec<Alarm> {
         self.0.iter().cloned().collect()
     }
+}
+
+/// What a spool that was not whole means; `None`: it was.
+pub fn spool(recovery: &Recovery) -> Option<String> {
+    let Recovery { edges: _, batches: _, unreadable, kept, skipped } = recovery;
+    if *unreadable == 0 && skipped.is_empty() {
+        return None;
+    }
+    let records: u64 = skipped.values().sum();
+    let kept = kept.as_ref().map_or(String::new(), |path| format!(", kept in {}", path.display()));
+    Some(format!(
+        "what was seen and not yet sent could not be read whole from disk ({unreadable} bytes unreadable{kept}; {records} records \
+         make no sense): the graph may lack it. A write that a crash cut off does this; damage to the disk does too"
+    ))
 }
 
 fn state(network: &Network, ruleset: &Ruleset, failing: Option<&str>) -> NetworkState {
@@ -124,6 +140,15 @@ mod tests {
         assert_eq!(held["back"], NetworkState::Observed);
         assert!(matches!(held["lan"], NetworkState::NotEnforceable(_)));
         assert_eq!(states(Some("EPERM"))["front"], NetworkState::NotEnforced("EPERM".to_owned()));
+    }
+
+    #[test]
+    fn a_spool_that_was_not_whole_is_told_and_a_whole_one_is_not() {
+        assert_eq!(spool(&Recovery { edges: 3, batches: 1, ..Recovery::default() }), None);
+        let cut =
+            Recovery { unreadable: 40, kept: Some("/s/spool.bad".into()), skipped: [("x".to_owned(), 2)].into(), ..Recovery::default() };
+        let said = spool(&cut).unwrap();
+        assert!(said.contains("40 bytes unreadable, kept in /s/spool.bad; 2 records"), "{said}");
     }
 
     #[test]

@@ -199,6 +199,9 @@ impl Work {
         up.applied = plan.as_ref().map(|plan| (plan.store.clone(), plan.generation));
         let Uplink { handle, orders, recovery } = Uplink::start(up)?;
         info!(?recovery, "spool opened");
+        if let Some(text) = account::spool(&recovery) {
+            alarms.raise(now, text);
+        }
         let snapshot = snapshots.borrow().clone();
         Ok(Self {
             keep,

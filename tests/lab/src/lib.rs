@@ -11,6 +11,7 @@ pub mod engine;
 pub mod frame;
 pub mod host;
 pub mod internet;
+pub mod machine;
 pub mod netns;
 pub mod probe;
 pub mod process;
