@@ -38,7 +38,7 @@ impl Node {
         };
         let host = bridges.iter().flat_map(|bridge| [bridge.gateway_v4().into(), bridge.gateway_v6().into()]).collect();
         let inventory = Inventory { networks: bridges.iter().map(network).collect(), host, ..Inventory::default() };
-        Self { snapshot: Snapshot { inventory, ..Snapshot::default() } }
+        Self { snapshot: Snapshot { inventory, engine: "told by the test".to_owned(), ..Snapshot::default() } }
     }
 
     /// Some more addresses of the host.
@@ -103,7 +103,17 @@ impl Node {
 
     /// Starts to observe with other options.
     pub(crate) fn observe_with(self, host: &Netns, options: Options) -> Watching {
-        let (snapshots, receiver) = watch::channel(Arc::new(self.snapshot.clone()));
+        let known = self.snapshot.clone();
+        self.observe_knowing(known, host, options)
+    }
+
+    /// Starts to observe before the engine has answered: nothing of this is known until [`Watching::now`].
+    pub(crate) fn observe_without_engine(self, host: &Netns) -> Watching {
+        self.observe_knowing(Snapshot::default(), host, Options::default())
+    }
+
+    fn observe_knowing(self, known: Snapshot, host: &Netns, options: Options) -> Watching {
+        let (snapshots, receiver) = watch::channel(Arc::new(known));
         let (facts, observer) = host.run(|| Observer::start(options, receiver)).unwrap_or_else(|e| panic!("the observer starts: {e:?}"));
         Watching { node: Some(self), snapshots, facts, observer: Some(observer), graph: FlowGraph::default(), flows: Vec::new() }
     }

@@ -40,6 +40,30 @@ fn a_connection_older_than_the_agent_is_imported_and_its_server_is_who_listens()
 }
 
 #[test]
+fn connections_wait_for_an_engine_that_answers_late() {
+    needs_root!();
+    let host = Netns::new("host");
+    let mut bridge = Bridge::new(&host, "br0", "10.9.1.0/24", "fd09:1::/64");
+    let (web, db) = (bridge.add("web"), bridge.add("db"));
+    let inits = [init(&web.netns), init(&db.netns)];
+    // Enough to track and to lead the bridge through, which nobody can do for a bridge that is not known yet.
+    host.nft("add table inet t; add chain inet t f { type filter hook forward priority 0; }; add rule inet t f ct state invalid counter");
+    let _server = Server::tcp_echo(&db.netns, (db.v4, 5432).into());
+    let mut stream = web.netns.connect((db.v4, 5432).into(), Duration::from_secs(1)).unwrap();
+    assert!(still_echoes(&mut stream, b"before"));
+    let node = Node::with(&[&bridge]).container("web", &bridge, &web, |c| c.pid = Some(inits[0].id()));
+    let node = node.container("db", &bridge, &db, |c| c.pid = Some(inits[1].id()));
+    let mut watching = node.observe_without_engine(&host);
+    // Longer than an address that belongs to nobody is waited for.
+    watching.settle();
+    assert_eq!(watching.used(), [""; 0], "named before it is known who lives here: {}", watching.text());
+    watching.now(|node| node);
+    let seen = watching.until("web -> db tcp/5432", |seen| seen.established == 1);
+    assert_eq!(seen.pre_existing, 1);
+    assert_eq!(watching.used().len(), 1, "{}", watching.text());
+}
+
+#[test]
 fn a_mid_flow_pick_up_is_turned_round_by_who_listens() {
     needs_root!();
     let host = Netns::new("host");

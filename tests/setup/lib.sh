@@ -24,18 +24,46 @@ install_packages() {
         echo "missing and not installable here (no apt-get): ${missing[*]}" >&2
         return 1
     fi
-    echo "installing: ${missing[*]}"
-    local guard=/usr/sbin/policy-rc.d made=
+    echo "installing (a minute or so): ${missing[*]}"
+    local guard=/usr/sbin/policy-rc.d made= words
+    words=$(mktemp) || return
     if [ ! -e $guard ]; then
         printf '#!/bin/sh\nexit 101\n' >$guard && chmod 755 $guard && made=1
     fi
     local status=0
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || {
-        DEBIAN_FRONTEND=noninteractive apt-get update -qq >/dev/null &&
-            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-    } || status=$?
+    {
+        apt_install "${missing[@]}" >"$words" 2>&1 || {
+            apt-get update -qq >"$words" 2>&1 && apt_install "${missing[@]}" >"$words" 2>&1
+        }
+    } 9>&1 || status=$?
     [ -n "$made" ] && rm -f $guard
+    if [ $status != 0 ]; then
+        cat "$words" >&2
+        echo "could not install: ${missing[*]}" >&2
+        echo "  apt-get says why above; mend that (network, /etc/apt/sources.list), or install them yourself, and run this again" >&2
+    fi
+    rm -f "$words"
     return $status
+}
+
+# apt-get install PACKAGE..., its words to the output. If 9 is a terminal, that shows how far it is (apt's APT::Status-Fd).
+apt_install() {
+    local how=(env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends) kind percent
+    if ! [ -t 9 ]; then
+        "${how[@]}" "$@" 9>&-
+        return
+    fi
+    {
+        "${how[@]}" -o APT::Status-Fd=3 "$@" 3>&1 >&8 8>&- 9>&- | while IFS=: read -r kind _ percent _; do
+            case $kind:$percent in
+            dlstatus:[0-9]*) printf '\r  downloading %3d %%' "${percent%%.*}" ;;
+            pmstatus:[0-9]*) printf '\r  installing  %3d %%' "${percent%%.*}" ;;
+            esac >&9
+        done
+        set -- "${PIPESTATUS[0]}"
+        printf '\r%20s\r' '' >&9
+        return "$1"
+    } 8>&1
 }
 
 # Whether the go on PATH is at least this version, as in: has_go 1 26

@@ -35,6 +35,8 @@ const REPAIR_AFTER: Duration = Duration::from_secs(1);
 const SAME_DENIAL: SignedDuration = SignedDuration::from_secs(35);
 /// Denied tuples remembered for that at most (some 20 MB): beyond it a retransmission may count as another flow.
 const DENIALS: usize = 262_144;
+/// Flows that wait for the engine's first answer at most (some 20 MB): beyond it they are named without.
+const WITHOUT_ENGINE: usize = 65_536;
 
 /// What the worker works with.
 pub(super) struct Parts {
@@ -236,6 +238,10 @@ impl Worker {
 
     fn resolve(&mut self) {
         let snapshot = Arc::clone(&self.parts.snapshots.borrow());
+        // An inventory that was never filled would make outsiders of the node's own containers, for as long as the record lasts.
+        if snapshot.engine.is_empty() && self.attribution.waiting() < WITHOUT_ENGINE {
+            return;
+        }
         let scene = Scene::new(&snapshot.inventory, &snapshot.leases, self.parts.links.names());
         let sockets = &mut self.sockets;
         let mut asked = |listener, service| sockets.listens(listener, service);
