@@ -27,7 +27,7 @@ pub use output::Failed;
 use crate::api::ask::{ExportFormat, VerdictName};
 use crate::supervise::down::DownArgs;
 use crate::supervise::units::InstallArgs;
-use crate::supervise::{CheckArgs, Places, UpArgs};
+use crate::supervise::{CheckArgs, EVERYWHERE, Places, UpArgs};
 
 /// Exit codes of both binaries; the same table stands in `--help`.
 pub mod exit {
@@ -78,7 +78,7 @@ struct Global {
     #[command(flatten)]
     places: Places,
     /// Colours: when the output is a terminal, always, or never
-    #[arg(long, value_enum, default_value_t = Colour::Auto, global = true, value_name = "WHEN")]
+    #[arg(long, value_enum, default_value_t = Colour::Auto, global = true, value_name = "WHEN", help_heading = EVERYWHERE)]
     color: Colour,
 }
 
@@ -112,7 +112,7 @@ enum Command {
     Diff(DiffArgs),
     /// Approve the suggestion of a workload, whole or some rules: they are in force from then on
     #[command(
-        after_help = "The approval names the digest that you read: the one that `describe suggestion` or `diff` showed you last, or --digest, or\nWORKLOAD@DIGEST. If the suggestion has moved since, it is refused (exit code 3).\n\nExamples:\n  bulkhead approve shop/db shop/web\n  bulkhead approve shop/db --rule 3f2a91c0 --comment 'nightly backup, see OPS-12'"
+        after_help = "The approval names the digest that you read: the one that `describe suggestion` or `diff` showed you last, or --digest, or WORKLOAD@DIGEST. If the suggestion has moved since, it is refused (exit code 3).\n\nExamples:\n  bulkhead approve shop/db shop/web\n  bulkhead approve shop/db --rule 3f2a91c0 --comment 'nightly backup, see OPS-12'"
     )]
     Approve(ReviewArgs),
     /// Reject the suggestion of a workload, whole or some rules: they don't come back by themselves
@@ -130,7 +130,7 @@ enum Command {
     #[command(after_help = "Example:\n  bulkhead revert shop/db --to 3")]
     Revert(RevertArgs),
     /// Put Compose projects, networks and workloads under a segment, or take them out
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Examples:\n  bulkhead segment add shop\n  bulkhead segment list")]
     Segment(SegmentCommand),
     /// Switch a segment to learn, audit or enforce
     #[command(
@@ -144,11 +144,13 @@ enum Command {
     #[command(after_help = "Examples:\n  bulkhead explain shop/web shop/db tcp/5432\n  bulkhead explain shop/db outside:192.0.2.7 tcp/443")]
     Explain(ExplainArgs),
     /// Say what is protected, what is not and why, and what was lost or repaired
+    #[command(after_help = "Examples:\n  bulkhead status\n  bulkhead status -o json")]
     Status(OutputArgs),
     /// Cut a workload off, living connections too
     #[command(after_help = "Example:\n  bulkhead quarantine shop/web --comment 'odd egress since 02:10'")]
     Quarantine(OneArgs),
     /// Give a quarantined workload back
+    #[command(after_help = "Example:\n  bulkhead release shop/web --comment 'image replaced'")]
     Release(OneArgs),
     /// Write the objects in force to files or to the output
     #[command(after_help = "Examples:\n  bulkhead export -d policies/\n  bulkhead export --format networkpolicy --pods 10.244.0.0/16")]
@@ -162,19 +164,22 @@ enum Command {
     )]
     Apply(ApplyArgs),
     /// Take nodes over that belong to another store
+    #[command(after_help = "Example:\n  bulkhead adopt --comment 'the store was restored from a backup'")]
     Adopt(AdoptArgs),
     /// Print the versions of this program and of the controller
     Version(OutputArgs),
     /// Print a script that completes commands in a shell
+    #[command(after_help = "Example:\n  bulkhead completions bash | sudo tee /usr/share/bash-completion/completions/bulkhead >/dev/null")]
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
     },
     /// Run the controller in the foreground (`up` and `install` do this for you)
+    #[command(after_help = "Example:\n  bulkhead controller --run-dir /tmp/run --state-dir /tmp/state")]
     Controller(ControllerArgs),
     /// Start agent and controller and keep them running
     #[command(
-        after_help = "Needs root. The controller runs as another user without privilege. Stopping it opens nothing: what is enforced stays in\nthe kernel until `bulkhead down`.\n\nExamples:\n  sudo bulkhead up              in the foreground, until Ctrl-C\n  sudo bulkhead up -d           in the background"
+        after_help = "Needs root. The controller runs as another user without privilege. Stopping it opens nothing: what is enforced stays in the kernel until `bulkhead down`.\n\nExamples:\n  sudo bulkhead up              in the foreground, until Ctrl-C\n  sudo bulkhead up -d           in the background"
     )]
     Up(UpArgs),
     /// Take everything out of the kernel and put the host back as it was
@@ -405,6 +410,7 @@ enum SegmentCommand {
     #[command(after_help = "Examples:\n  bulkhead segment add shop\n  bulkhead segment add --segment backend shop/db network:shop_back")]
     Add(MemberArgs),
     /// Take projects, networks and workloads out; a segment without members is gone
+    #[command(after_help = "Example:\n  bulkhead segment remove --segment backend shop/db")]
     Remove(MemberArgs),
     /// List segments
     List(OutputArgs),

@@ -11,6 +11,7 @@ use std::fs;
 use std::io;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown, lchown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -25,14 +26,17 @@ use tracing::info;
 use notify::Notices;
 use service::Service;
 
+/// Above the options that every command takes, below its own.
+pub(crate) const EVERYWHERE: &str = "Options of every command";
+
 /// Where files are. Two hosts in one machine (labs) need two of each.
 #[derive(Clone, Debug, Args)]
 pub struct Places {
     /// What must survive a reboot: the store, the agent's plan and spool.
-    #[arg(long, env = "BULKHEAD_STATE_DIR", default_value = "/var/lib/bulkhead", value_name = "DIR", global = true)]
+    #[arg(long, env = "BULKHEAD_STATE_DIR", default_value = "/var/lib/bulkhead", value_name = "DIR", global = true, help_heading = EVERYWHERE)]
     pub state_dir: PathBuf,
     /// Sockets.
-    #[arg(long, env = "BULKHEAD_RUN_DIR", default_value = "/run/bulkhead", value_name = "DIR", global = true)]
+    #[arg(long, env = "BULKHEAD_RUN_DIR", default_value = "/run/bulkhead", value_name = "DIR", global = true, help_heading = EVERYWHERE)]
     pub run_dir: PathBuf,
 }
 
@@ -176,6 +180,22 @@ pub enum SuperviseError {
         #[source]
         source: io::Error,
     },
+    /// The controller's user may not start our program.
+    #[error("the controller runs as {user}, who may not start {}: a folder above it is closed to others", program.display())]
+    NotForAll {
+        /// Our own program.
+        program: PathBuf,
+        /// Who may not.
+        user: String,
+    },
+    /// It ended instead of getting ready.
+    #[error("{name} ended before it was ready: {words}")]
+    Ended {
+        /// Which.
+        name: &'static str,
+        /// Its last words, or where they are.
+        words: String,
+    },
     /// A child did not get ready.
     #[error("the {name} did not get ready within {seconds} s: see {log}")]
     NotReady {
@@ -241,6 +261,30 @@ fn controller_identity(wanted: Option<&str>) -> Result<(Uid, Gid), SuperviseErro
     Ok((user.uid, gid))
 }
 
+/// Asks by trying: what closes a path to a user is more than its permission bits.
+fn must_be_startable(program: &Path, (uid, gid): (Uid, Gid)) -> Result<(), SuperviseError> {
+    let mut probe = std::process::Command::new(program);
+    probe.arg("--version").uid(uid.as_raw()).gid(gid.as_raw()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // From a place that nobody is shut out of.
+    match probe.current_dir("/").status() {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let user = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+            Err(SuperviseError::NotForAll { program: program.to_owned(), user })
+        }
+        Err(error) => Err(io_at(format!("start {}", program.display()))(error)),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// What was complained about last in this log since `from`, bytes; else where to look.
+fn last_words(log: &Path, from: u64) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let since = text.get(usize::try_from(from).unwrap_or(usize::MAX)..).unwrap_or_default();
+    let since = String::from_utf8_lossy(since);
+    let complaint = |line: &&str| line.starts_with("bulkhead-agent: ") || line.starts_with("bulkhead: ");
+    since.lines().find(complaint).map_or_else(|| format!("see {}", log.display()), |line| format!("{line} (log: {})", log.display()))
+}
+
 fn make_places(places: &Places, uid: Uid, gid: Gid) -> Result<(), SuperviseError> {
     let make = |dir: &Path, mode: u32, owner: Option<(Uid, Gid)>| -> Result<(), SuperviseError> {
         let made = fs::create_dir_all(dir).and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(mode)));
@@ -281,6 +325,7 @@ pub fn up(places: &Places, args: &UpArgs) -> Result<(), SuperviseError> {
         return Err(SuperviseError::AlreadyUp { pid: pid.as_raw() });
     }
     let identity = controller_identity(args.controller_user.as_deref())?;
+    must_be_startable(&std::env::current_exe().map_err(io_at("find our own program"))?, identity)?;
     make_places(places, identity.0, identity.1)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io_at("start the runtime"))?;
     if args.detach { runtime.block_on(detached(places)) } else { runtime.block_on(supervise(places, args, identity)) }
@@ -293,6 +338,7 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 async fn detached(places: &Places) -> Result<(), SuperviseError> {
     let log_path = places.state_dir.join("bulkhead.log");
     let log = fs::OpenOptions::new().create(true).append(true).open(&log_path).map_err(io_at(format!("open {}", log_path.display())))?;
+    let before = log.metadata().map_or(0, |known| known.len());
     let errors = log.try_clone().map_err(io_at("open the log twice"))?;
     let ready = Notices::listen(&places.agent().join("notify-up.sock"), None)?;
     let own = std::env::current_exe().map_err(io_at("find our own program"))?;
@@ -305,9 +351,10 @@ async fn detached(places: &Places) -> Result<(), SuperviseError> {
         || SuperviseError::NotReady { name: "supervisor", seconds: READY_WITHIN.as_secs(), log: log_path.display().to_string() };
     tokio::select! {
         heard = timeout(READY_WITHIN + Duration::from_secs(5), is_ready) => heard.map_err(|_| not_ready())?,
-        _ = child.wait() => return Err(not_ready()),
+        _ = child.wait() => return Err(SuperviseError::Ended { name: "it", words: last_words(&log_path, before) }),
     }
-    info!(log = %log_path.display(), "up, detached");
+    println!("Up: agent and controller run; their log is {}.", log_path.display());
+    println!("Nothing is denied that was not denied before. `bulkhead status` says how things stand, `bulkhead graph` who talks to whom.");
     Ok(())
 }
 

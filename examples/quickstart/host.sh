@@ -10,17 +10,36 @@ pids=()
 on_host() { nsenter --net=/run/netns/$host "$@"; }
 on_internet() { nsenter --net=/run/netns/$internet "$@"; }
 
-# The engine's programs: those on PATH, else what tests/setup/engine or tests/setup/engine29 left in the cache.
+# The engine's programs: those that BULKHEAD_ENGINE names, else those on PATH, else what tests/setup left in the cache.
 find_engine() {
-    if command -v dockerd >/dev/null && command -v docker >/dev/null; then
-        return
-    elif [ -x "$BULKHEAD_LAB/engine20/usr/sbin/dockerd" ]; then
-        PATH=$BULKHEAD_LAB/engine20/usr/sbin:$BULKHEAD_LAB/engine20/usr/bin:$PATH
-    elif [ -x "$BULKHEAD_LAB/engine29/bin/dockerd" ]; then
-        PATH=$BULKHEAD_LAB/engine29/bin:$PATH
-    else
+    local debian=$BULKHEAD_LAB/engine20 current=$BULKHEAD_LAB/engine29/bin
+    engine_flags=()
+    case ${BULKHEAD_ENGINE:-} in
+    '')
+        if ! command -v dockerd >/dev/null || ! command -v docker >/dev/null; then
+            if [ -x "$debian/usr/sbin/dockerd" ]; then BULKHEAD_ENGINE=20; else BULKHEAD_ENGINE=29; fi
+            find_engine
+            return
+        fi
+        ;;
+    path) ;;
+    20) PATH=$debian/usr/sbin:$debian/usr/bin:$PATH ;;
+    29 | 29-nftables)
+        # The client is not built with it: anyone's will do.
+        PATH=$current:$PATH:$debian/usr/bin
+        [ "$BULKHEAD_ENGINE" = 29 ] || engine_flags=(--firewall-backend=nftables)
+        ;;
+    *)
+        echo "BULKHEAD_ENGINE=$BULKHEAD_ENGINE: path, 20, 29 or 29-nftables" >&2
         return 1
-    fi
+        ;;
+    esac
+    case ${BULKHEAD_ENGINE:-}:$(command -v dockerd) in
+    20:"$debian"/* | 29*:"$current"/* | path:/* | :/*) command -v docker >/dev/null && return ;;
+    esac
+    echo "no Docker Engine${BULKHEAD_ENGINE:+ for BULKHEAD_ENGINE=$BULKHEAD_ENGINE}, or no docker to talk to it" >&2
+    echo "  tests/setup/engine fetches Debian's, tests/setup/engine29 builds a current one; both keep it in $BULKHEAD_LAB" >&2
+    return 1
 }
 
 host_up() {
@@ -49,7 +68,7 @@ host_up() {
     export DOCKER_HOST=unix://$dir/docker.sock DOCKER_CONFIG=$dir/client
     start on_host dockerd --config-file $dir/daemon.json --data-root $dir/data --exec-root $dir/exec --pidfile $dir/dockerd.pid \
         --host "$DOCKER_HOST" --dns 203.0.113.53 --bip 172.30.0.1/24 --default-address-pool base=172.31.0.0/16,size=24 \
-        --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent=/bhlab-$$-2-quickstart
+        --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent=/bhlab-$$-2-quickstart "${engine_flags[@]}"
     within 30 docker version
 }
 

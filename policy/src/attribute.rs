@@ -58,6 +58,8 @@ enum Said {
 #[derive(Debug)]
 struct Waiting {
     wire: Wire,
+    /// When it was first tried to name it.
+    tried: Option<Timestamp>,
     denied: bool,
     forged: bool,
     said: Vec<Said>,
@@ -105,7 +107,7 @@ impl Attribution {
     pub fn feed(&mut self, sight: Sight, out: &mut Vec<Fact>) {
         match sight {
             Sight::Opened { flow, wire } => {
-                self.waiting.insert(flow, Waiting { wire, denied: false, forged: false, said: Vec::new(), closed: false });
+                self.waiting.insert(flow, Waiting { wire, tried: None, denied: false, forged: false, said: Vec::new(), closed: false });
             }
             Sight::Went { flow, outcome, time, sent, received } => {
                 self.say(flow, Said::Went { outcome, time, sent, received, reason: String::new() }, out);
@@ -124,7 +126,7 @@ impl Attribution {
         self.denials += 1;
         let Denial { wire, outcome, reason, forged } = denial;
         let said = vec![Said::Went { outcome, time: wire.time, sent: 0, received: 0, reason }];
-        self.waiting.insert(u64::MAX - self.denials, Waiting { wire, denied: true, forged, said, closed: true });
+        self.waiting.insert(u64::MAX - self.denials, Waiting { wire, tried: None, denied: true, forged, said, closed: true });
     }
 
     /// Names what is old enough, from the scene as it is known now.
@@ -140,9 +142,11 @@ impl Attribution {
             }
         }
         for flow in ripe {
-            let Some(waiting) = self.waiting.get(&flow) else { continue };
+            let Some(waiting) = self.waiting.get_mut(&flow) else { continue };
             let ends = scene.name(listening, &waiting.wire, waiting.forged);
-            if ends.unknown() && age(&waiting.wire) < HOLD {
+            let tried = *waiting.tried.get_or_insert(now);
+            // Of a container that was listed the process comes a little later, and with it who listens.
+            if (ends.unknown() && age(&waiting.wire) < HOLD) || (!ends.direction_known && now.duration_since(tried) < HOLD) {
                 continue;
             }
             if let Some(waiting) = self.waiting.remove(&flow) {

@@ -40,8 +40,14 @@ fn help_has_examples_and_the_exit_codes() {
     let desk = Desk::empty();
     let help = desk.run("--help").done();
     assert!(help.contains("Exit codes:") && help.contains("5  the controller cannot be reached"), "{help}");
-    for command in ["graph", "approve", "mode", "allow", "explain"] {
-        assert!(desk.run(&format!("{command} --help")).done().contains("Example"), "{command}");
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands: Vec<&str> = listed.filter(|line| !line.starts_with("    ")).filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(commands.len() > 20, "{commands:?}");
+    for command in commands.into_iter().filter(|command| !["help", "version"].contains(command)) {
+        let help = desk.run(&format!("{command} --help")).done();
+        assert!(help.contains("Example"), "{command}");
+        // What this command alone takes stands above what every command takes.
+        assert!(help.find("--help").unwrap() < help.find("--state-dir").unwrap(), "{help}");
     }
     assert!(desk.run("completions bash").done().contains("bulkhead"));
 }

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod desk;
+mod first_steps;
 mod graph;
 mod guardrails;
 mod modes;

@@ -64,6 +64,28 @@ fn connections_wait_for_an_engine_that_answers_late() {
 }
 
 #[test]
+fn who_listens_may_be_known_a_little_later_than_who_lives_there() {
+    needs_root!();
+    let host = Netns::new("host");
+    let mut bridge = Bridge::new(&host, "br0", "10.9.1.0/24", "fd09:1::/64");
+    let (web, db) = (bridge.add("web"), bridge.add("db"));
+    let inits = [init(&web.netns), init(&db.netns)];
+    host.nft("add table inet t; add chain inet t f { type filter hook forward priority 0; }; add rule inet t f ct state invalid counter");
+    let _server = Server::tcp_echo(&db.netns, (db.v4, 5432).into());
+    let mut stream = web.netns.connect((db.v4, 5432).into(), Duration::from_secs(1)).unwrap();
+    assert!(still_echoes(&mut stream, b"before"));
+    let mut watching = Node::with(&[&bridge]).runs("web", &bridge, &web).runs("db", &bridge, &db).observe_with(&host, often());
+    // Longer than a flow is let settle, shorter than it is waited for.
+    std::thread::sleep(Duration::from_millis(600));
+    watching.now(|node| {
+        let node = node.container("web", &bridge, &web, |c| c.pid = Some(inits[0].id()));
+        node.container("db", &bridge, &db, |c| c.pid = Some(inits[1].id()))
+    });
+    watching.until("web -> db tcp/5432", |seen| seen.pre_existing == 1);
+    assert_eq!(watching.used().len(), 1, "{}", watching.text());
+}
+
+#[test]
 fn a_mid_flow_pick_up_is_turned_round_by_who_listens() {
     needs_root!();
     let host = Netns::new("host");

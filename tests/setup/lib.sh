@@ -3,8 +3,45 @@
 # What these scripts may do to a machine: install Debian packages that start nothing, and keep downloads and builds in one
 # cache folder. They never install an engine as a service, never start one, and never replace one that is there.
 
+# The user whose clone this is, where sudo made us root: what is built in it, and for it in their home, is theirs.
+owner=
+if [ "$(id -u)" = 0 ] && [ "${SUDO_UID:-0}" != 0 ] && [ "$(stat -c %u "${BASH_SOURCE[0]}")" = "$SUDO_UID" ]; then
+    owner=$SUDO_UID
+    # sudo gives root's own HOME unless told otherwise.
+    HOME=$(getent passwd "$owner" | cut -d: -f6)
+    export HOME
+fi
+
 # Where downloads and builds are kept between runs.
 export BULKHEAD_LAB=${BULKHEAD_LAB:-${HOME:-/root}/.cache/bulkhead-lab}
+
+command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+PATH=$PATH:/usr/sbin:/sbin
+
+# as_owner COMMAND...: cargo writes into ~/.cargo too, where a file of root's would stop the owner's next build.
+as_owner() {
+    if [ -n "$owner" ]; then
+        setpriv --reuid "$owner" --regid "${SUDO_GID:-$owner}" --init-groups "$@"
+    else
+        "$@"
+    fi
+}
+
+# theirs PATH...: gives to the owner what root made.
+theirs() {
+    local path
+    [ -n "$owner" ] || return 0
+    for path in "$@"; do
+        [ ! -e "$path" ] || chown -R "$owner:${SUDO_GID:-$owner}" "$path"
+    done
+}
+
+# Before it is needed, so that the reason is the first thing said.
+need_cargo() {
+    command -v cargo >/dev/null && return
+    echo "no cargo on PATH or in ${CARGO_HOME:-$HOME/.cargo}/bin: install rustup (https://rustup.rs), then run this again" >&2
+    exit 1
+}
 
 need_root() {
     [ "$(id -u)" = 0 ] && return

@@ -90,6 +90,9 @@ pub struct Review {
     pub comment: String,
     /// False: reject.
     pub approve: bool,
+    /// Workloads that the same person decides on next: what is missing on their side is not worth a word yet.
+    #[serde(default)]
+    pub later: Vec<Workload>,
 }
 
 /// An edge allowed by hand.

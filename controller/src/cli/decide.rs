@@ -40,11 +40,11 @@ pub(super) fn review(client: &Client, terminal: &Terminal, args: ReviewArgs, app
         let next = "Name one workload, or write WORKLOAD@DIGEST for each.";
         return Err(Failed::new(exit::USAGE, "--digest and --rule belong to one workload, several are named", next));
     }
-    for text in &args.workloads {
-        let (workload, digest) = read::workload_at(text)?;
-        let digest = match digest.or_else(|| args.digest.clone()).or_else(|| shown::last(client.socket(), &workload)) {
+    let named = args.workloads.iter().map(|text| read::workload_at(text)).collect::<Result<Vec<_>, _>>()?;
+    for (at, (workload, digest)) in named.iter().enumerate() {
+        let digest = match digest.clone().or_else(|| args.digest.clone()).or_else(|| shown::last(client.socket(), workload)) {
             Some(digest) => digest,
-            None => show_and_ask(client, terminal, &workload, approve)?,
+            None => show_and_ask(client, terminal, workload, approve)?,
         };
         let request = Review {
             workload: workload.clone(),
@@ -53,6 +53,7 @@ pub(super) fn review(client: &Client, terminal: &Terminal, args: ReviewArgs, app
             accept: args.accept.clone(),
             comment: args.comment.clone(),
             approve,
+            later: named[at + 1..].iter().map(|(workload, _)| workload.clone()).collect(),
         };
         let outcome: Outcome = client.post("/api/v1/reviews", &request)?;
         tell(terminal, &outcome)?;
@@ -187,7 +188,11 @@ pub(super) fn adopt(client: &Client, terminal: &Terminal, args: AdoptArgs) -> Re
 }
 
 fn unreadable(file: &Path, error: &io::Error) -> Failed {
-    Failed::new(exit::FAILED, format!("cannot read {}: {error}", file.display()), "")
+    let next = match error.kind() {
+        io::ErrorKind::IsADirectory => "Name a file in it, or write one file that holds all: bulkhead export > all.yaml",
+        _ => "",
+    };
+    Failed::new(exit::FAILED, format!("cannot read {}: {error}", file.display()), next)
 }
 
 pub(super) fn apply(client: &Client, terminal: &Terminal, args: ApplyArgs) -> Result<(), Failed> {

@@ -103,7 +103,7 @@ pub(super) fn describe_suggestion(terminal: &Terminal, suggestion: &Suggestion, 
     if rules.is_empty() {
         terminal.say("  none")?;
     } else {
-        let (header, rows) = tables::rules(rules, now);
+        let (header, rows) = tables::rules(rules, format == Format::Wide, now);
         terminal.table(header, rows, format)?;
     }
     if !findings.is_empty() {
@@ -126,7 +126,9 @@ pub(super) fn describe_suggestion(terminal: &Terminal, suggestion: &Suggestion, 
     terminal.say(format_args!("  {} in {observed} of healthy observation, traffic in {hours} on {days}", count(coverage.edges, "edge")))?;
     match coverage.unseen_connections_ppm {
         Some(ppm) => {
-            terminal.say(format_args!("  {}.{:04} % of new connections expected on an edge not seen yet", ppm / 10_000, ppm % 10_000))?;
+            let percent = format!("{}.{:04}", ppm / 10_000, ppm % 10_000);
+            let percent = percent.trim_end_matches('0').trim_end_matches('.');
+            terminal.say(format_args!("  {percent} % of new connections expected on an edge not seen yet"))?;
         }
         None => terminal.say("  too little was seen to say how much is unseen")?,
     }
@@ -389,6 +391,11 @@ pub(super) fn status(client: &Client, terminal: &Terminal, args: OutputArgs) -> 
         }
         for blind in &status.blind {
             terminal.say(format_args!("    {} {}", terminal.paint(Tone::Bad, "blind:"), clean(blind)))?;
+        }
+        if node.connected && status.version.is_empty() {
+            // It tells what runs on it as soon as it knows; an empty list would look like an empty host.
+            let what = "the engine has not answered: what runs here is not known yet (`bulkhead check` says why)";
+            terminal.say(format_args!("    {} {what}", terminal.paint(Tone::Bad, "blind:")))?;
         }
         for (why, n) in &status.skipped {
             terminal.say(format_args!("    skipped {n}: {}", clean(why)))?;

@@ -19,14 +19,20 @@ impl From<SuperviseError> for Failed {
         let code = match &error {
             SuperviseError::Declined | SuperviseError::NobodyToAsk | SuperviseError::AlreadyUp { .. } => exit::REFUSED,
             SuperviseError::NoUser { .. } => exit::USAGE,
-            SuperviseError::NotRoot | SuperviseError::NoAgent { .. } | SuperviseError::Io { .. } | SuperviseError::NotReady { .. } => {
-                exit::FAILED
-            }
+            SuperviseError::NotRoot
+            | SuperviseError::NoAgent { .. }
+            | SuperviseError::NotForAll { .. }
+            | SuperviseError::Io { .. }
+            | SuperviseError::Ended { .. }
+            | SuperviseError::NotReady { .. } => exit::FAILED,
             // It has said itself what is wrong; its exit codes are ours.
             SuperviseError::Agent { status, .. } => status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::FAILED),
         };
         let next = match &error {
-            SuperviseError::NotReady { .. } => "`bulkhead check` says what this host lacks.",
+            SuperviseError::NotReady { .. } | SuperviseError::Ended { .. } => "`bulkhead check` says what this host lacks.",
+            SuperviseError::NotForAll { .. } => {
+                "Put both where every user can start them: sudo install target/release/bulkhead target/release/bulkhead-agent /usr/local/bin/"
+            }
             _ => "",
         };
         Self::new(code, chain(&error), next)
@@ -49,7 +55,14 @@ pub(super) fn install(places: &Places, args: &InstallArgs) -> Result<(), Failed>
 }
 
 pub(super) fn check(places: &Places, args: &CheckArgs) -> Result<(), Failed> {
-    Ok(supervise::check(places, args)?)
+    match supervise::check(places, args) {
+        Ok(()) => Ok(()),
+        // It has told each of them, with what to do.
+        Err(error @ SuperviseError::Agent { .. }) => {
+            Err(Failed { error: "not ready: something above says FAIL".to_owned(), ..error.into() })
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Through the controller if it lives, else into its store: `down` is a decision like every other.

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use policy::Verdict;
 use serde::Serialize;
 
@@ -175,29 +175,37 @@ impl Terminal {
 
     /// A table that fits the terminal; unshortened where the output is a file or a pipe.
     pub(super) fn table(&self, header: &[&str], rows: Vec<Vec<Text>>, format: Format) -> Result<(), Failed> {
+        self.drawn(header, &rows, format).iter().try_for_each(|line| self.say(line))
+    }
+
+    fn drawn(&self, header: &[&str], rows: &[Vec<Text>], format: Format) -> Vec<String> {
+        let width = self.width.filter(|_| format == Format::Table);
+        let kept = width.map_or_else(|| (0..header.len()).collect(), |width| fitting(header, rows, width));
         let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_header(header.iter().map(Cell::new));
+        table.load_style(presets::NOTHING).set_header(kept.iter().map(|&column| header[column]));
         if self.colour {
             table.enforce_styling();
         } else {
             table.force_no_tty();
         }
-        match self.width {
-            Some(width) if format == Format::Table => {
+        match width {
+            Some(width) => {
                 table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+                let least: Vec<u16> = kept.iter().map(|&column| least(column, header, rows)).collect();
+                if least.iter().sum::<u16>() <= width {
+                    table.set_constraints(least.iter().map(|&least| ColumnConstraint::LowerBoundary(Width::Fixed(least))));
+                }
             }
-            Some(_) | None => {
+            None => {
                 table.set_content_arrangement(ContentArrangement::Disabled);
             }
         }
         for row in rows {
-            table.add_row(row.into_iter().map(Cell::from));
+            table.add_row(kept.iter().filter_map(|&column| row.get(column).cloned().map(Cell::from)));
         }
-        for line in table.lines() {
-            // Columns are padded to their width; the blanks at the end of a line are in nobody's interest.
-            self.say(line.trim_end().strip_prefix(' ').unwrap_or(line.trim_end()))?;
-        }
-        Ok(())
+        // Columns are padded to their width; the blanks at the end of a line are in nobody's interest.
+        let trimmed = |line: String| line.trim_end().strip_prefix(' ').unwrap_or(line.trim_end()).to_owned();
+        table.lines().map(trimmed).collect()
     }
 
     /// JSON or YAML.
@@ -226,6 +234,29 @@ impl Terminal {
     }
 }
 
+/// Columns that a narrow terminal can do without, the least first; `-o wide` shows them all.
+const LESSER: [&str; 9] = ["REVISION", "GENERATION", "HOURS", "SEGMENT", "LAST", "UPDATED", "DIGEST", "RULES", "TIME"];
+
+/// The width a column needs to break no word: its longest one, and a blank on either side.
+fn least(column: usize, header: &[&str], rows: &[Vec<Text>]) -> u16 {
+    let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.text.as_str());
+    let longest = cells.chain(header.get(column).copied()).flat_map(str::split_whitespace).map(|word| word.chars().count()).max();
+    u16::try_from(longest.unwrap_or(0)).unwrap_or(u16::MAX / 64).saturating_add(2)
+}
+
+/// The columns that are shown in this width. The first says what a row is about and always stays.
+fn fitting(header: &[&str], rows: &[Vec<Text>], width: u16) -> Vec<usize> {
+    let mut kept: Vec<usize> = (0..header.len()).collect();
+    for lesser in LESSER {
+        let needed = kept.iter().fold(0u16, |sum, &column| sum.saturating_add(least(column, header, rows)));
+        if needed <= width {
+            break;
+        }
+        kept.retain(|&column| column == 0 || header[column] != lesser);
+    }
+    kept
+}
+
 /// `1.2 MB`; bytes in powers of ten.
 pub(super) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
@@ -243,4 +274,39 @@ pub(super) fn bytes(count: u64) -> String {
 /// `1 rule`, `2 rules`.
 pub(crate) fn count(n: u64, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drawn(width: u16, header: &[&str], row: &[&str]) -> Vec<String> {
+        let terminal = Terminal { colour: false, width: Some(width), interactive: false };
+        terminal.drawn(header, &[row.iter().map(Text::from).collect()], Format::Table)
+    }
+
+    #[test]
+    fn a_table_in_80_columns_breaks_no_word_and_leaves_out_what_matters_least() {
+        let header = ["WORKLOAD", "SEGMENT", "PHASE", "RULES", "UNDECIDED", "FINDINGS", "REVISION", "DIGEST", "UPDATED"];
+        let row = ["voting/result", "voting", "Learning", "4", "4", "1 blocking, 1 warning, 4 info", "2", "77f6242b2377", "31s ago"];
+        let lines = drawn(80, &header, &row);
+        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:#?}");
+        let words: Vec<&str> = lines.iter().flat_map(|line| line.split_whitespace()).collect();
+        for word in header.iter().copied().chain(row.iter().flat_map(|cell| cell.split_whitespace())) {
+            let left_out = ["SEGMENT", "REVISION", "voting", "2"].contains(&word);
+            assert_eq!(words.contains(&word), !left_out, "{word} in {lines:#?}");
+        }
+    }
+
+    #[test]
+    fn a_table_with_room_for_all_leaves_nothing_out() {
+        let lines = drawn(120, &["SEGMENT", "REVISION", "LAST"], &["shop", "2", "now"]);
+        assert_eq!(lines, ["SEGMENT  REVISION  LAST", "shop     2         now"]);
+    }
+
+    #[test]
+    fn what_a_row_is_about_stays_in_the_narrowest_table() {
+        let lines = drawn(40, &["SEGMENT", "MODE", "LAST"], &["a-segment-with-a-name-longer-than-a-terminal", "Learn", "now"]);
+        assert!(lines[0].starts_with("SEGMENT") && lines[0].contains("MODE") && !lines[0].contains("LAST"), "{lines:#?}");
+    }
 }

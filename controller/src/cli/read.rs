@@ -89,7 +89,7 @@ pub(super) fn flows(client: &Client, terminal: &Terminal, args: FlowsArgs) -> Re
         terminal.note("No flow fits.");
         return Ok(());
     }
-    let (header, rows) = tables::flows(&flows);
+    let (header, rows) = tables::flows(&flows, args.output == Format::Wide, now());
     terminal.table(header, rows, args.output)
 }
 

@@ -67,10 +67,12 @@ pub(super) fn edges(edges: &[EdgeView], wide: bool, now: Timestamp) -> Rows {
 pub(super) const FLOWS: &[&str] = &["TIME", "FROM", "TO", "PORT", "OUTCOME", "VERDICT", "REASON"];
 
 /// Rows of flows.
-pub(super) fn flows(flows: &[FlowView]) -> Rows {
+pub(super) fn flows(flows: &[FlowView], wide: bool, now: Timestamp) -> Rows {
+    let today = |time: Timestamp| time.strftime("%F").to_string() == now.strftime("%F").to_string();
+    let moment = |time: Timestamp| if wide || !today(time) { when::moment(time) } else { time.strftime("%H:%M:%SZ").to_string() };
     let row = |FlowView { flow, verdict, .. }: &FlowView| -> Vec<Text> {
         vec![
-            when::moment(flow.time).into(),
+            moment(flow.time).into(),
             (&flow.from).into(),
             (&flow.to).into(),
             flow.service.into(),
@@ -305,26 +307,31 @@ pub(super) fn audit(lines: &[AuditLine], now: Timestamp) -> Rows {
 }
 
 /// The rows of proposed rules.
-pub(super) fn rules(rules: &[ProposedRule], now: Timestamp) -> Rows {
+pub(super) fn rules(rules: &[ProposedRule], wide: bool, now: Timestamp) -> Rows {
+    let narrow_header: &[&str] = &["ID", "WAY", "PEER", "PORT", "STATE", "SEEN", "LAST"];
+    let wide_header: &[&str] = &["ID", "DIRECTION", "PEER", "PORT", "STATE", "SEEN", "WHY", "HOURS", "LAST"];
     let row = |rule: &ProposedRule| -> Vec<Text> {
         let state = match rule.state {
             RuleState::Undecided => Text::toned(Tone::Bold, "undecided"),
             RuleState::Approved => Text::toned(Tone::Good, "approved"),
             RuleState::Rejected => Text::toned(Tone::Dim, "rejected"),
         };
-        vec![
-            rule.id.as_str().into(),
-            rule.direction.into(),
-            (&rule.rule.peer).into(),
-            rule.rule.ports.into(),
-            state,
-            origin(rule.origin).into(),
-            or_dash(seen(&rule.evidence)),
-            rule.evidence.hours.hours().into(),
-            time(rule.evidence.last, now),
-        ]
+        let seen = seen(&rule.evidence);
+        let mut row: Vec<Text> =
+            vec![rule.id.as_str().into(), rule.direction.into(), (&rule.rule.peer).into(), rule.rule.ports.into(), state];
+        if wide {
+            row.extend([or_dash(seen), origin(rule.origin).into(), rule.evidence.hours.hours().into()]);
+        } else if matches!(rule.origin, Origin::Observed) {
+            row.push(or_dash(seen));
+        } else {
+            // Why it is proposed although nobody was seen, or seen answering.
+            let why = origin(rule.origin);
+            row.push(if seen.is_empty() { why.into() } else { format!("{seen} ({why})").into() });
+        }
+        row.push(time(rule.evidence.last, now));
+        row
     };
-    (&["ID", "DIRECTION", "PEER", "PORT", "STATE", "WHY", "SEEN", "HOURS", "LAST"], rules.iter().map(row).collect())
+    (if wide { wide_header } else { narrow_header }, rules.iter().map(row).collect())
 }
 
 /// Why a rule is proposed, in words.

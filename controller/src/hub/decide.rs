@@ -186,13 +186,15 @@ fn hint(state: &State, set: &PolicySet, workload: &Workload) -> Option<String> {
     }
 }
 
-fn halves(set: &PolicySet, workload: &Workload, now: Timestamp) -> Vec<String> {
+/// Edges of the workload that one side allows so far, but for those whose other side is decided next.
+fn halves(set: &PolicySet, workload: &Workload, later: &[Workload], now: Timestamp) -> Vec<String> {
     let halves = check::half_approved(&set.policies, now);
-    halves.iter().filter(|half| half.from == *workload || half.to == *workload).map(ToString::to_string).collect()
+    let its = halves.iter().filter(|half| half.from == *workload || half.to == *workload);
+    its.filter(|half| !later.contains(&half.from) && !later.contains(&half.to)).map(ToString::to_string).collect()
 }
 
 fn reviewed(state: &State, request: &Review) -> Result<Decided, HubError> {
-    let Review { workload, digest, rules, accept, comment, approve } = request;
+    let Review { workload, digest, rules, accept, comment, approve, later } = request;
     let suggestion = state.suggestion(workload)?;
     // People name a digest by its beginning, as they do with commits.
     if digest.len() < 8 || !digest.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -212,12 +214,14 @@ fn reviewed(state: &State, request: &Review) -> Result<Decided, HubError> {
         let policy = decided.set.policies.get(workload);
         let (ingress, egress) = policy.map_or((0, 0), |policy| (policy.ingress.len(), policy.egress.len()));
         decided.notes.insert(0, format!("{workload}: {ingress} ingress and {egress} egress rules in force."));
-        let halves = halves(&decided.set, workload, state.now);
+        let halves = halves(&decided.set, workload, later, state.now);
         if !halves.is_empty() {
             decided.notes.push("Approved on one side only; under Enforce they pass when both ends allow them:".to_owned());
             decided.notes.extend(halves.into_iter().map(|half| format!("  {half}")));
         }
-        decided.notes.extend(hint(state, &decided.set, workload));
+        if later.is_empty() {
+            decided.notes.extend(hint(state, &decided.set, workload));
+        }
     } else {
         let n = decided.rules.len();
         let plural = if n == 1 { "rule" } else { "rules" };

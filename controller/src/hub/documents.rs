@@ -53,7 +53,7 @@ pub(crate) fn read(state: &State, file: &str, text: &str) -> Result<Wanted, HubE
             Intent::Review(spec) if objects.len() == 1 => {
                 let PolicyReviewSpec { workload, digest, decision, rules, accept, comment } = spec;
                 let approve = decision == Verdict::Approved;
-                return Ok(Wanted::Review(Review { workload, digest, rules, accept, comment, approve }));
+                return Ok(Wanted::Review(Review { workload, digest, rules, accept, comment, approve, later: Vec::new() }));
             }
             // One line of the record names one digest and one comment.
             Intent::Review(_) => {

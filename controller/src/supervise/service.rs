@@ -112,11 +112,9 @@ impl Service {
         tokio::select! {
             heard = timeout(READY_WITHIN, ready) => heard.map_err(|_| not_ready),
             status = running.wait() => {
-                if let Ok(status) = status {
-                    error!(service = self.name, %status, "ended before it was ready");
-                }
                 *child = None;
-                Err(not_ready)
+                let words = status.map_or_else(|error| error.to_string(), |status| format!("{status}; it has said why above"));
+                Err(SuperviseError::Ended { name: self.name, words })
             }
         }
     }

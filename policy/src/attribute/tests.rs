@@ -205,7 +205,11 @@ fn who_listens_is_the_server_of_a_flow_whose_first_packet_nobody_saw() {
         let mut world = World::with(vec![there.0.clone(), there.1.clone()]);
         world.listens = listens;
         world.says(flow(1, old));
-        let facts = world.resolve(at(4000));
+        let mut facts = world.resolve(at(4000));
+        if wanted.contains("--") {
+            assert_eq!(facts, [], "who listens may be known a little later");
+            facts = world.resolve(at(6000));
+        }
         assert_eq!(edges(&facts), [wanted]);
         let Fact::Began(flow) = &facts[0] else { panic!() };
         assert!(flow.pre_existing);
