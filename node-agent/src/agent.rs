@@ -3,6 +3,7 @@
 
 pub mod account;
 mod alone;
+mod denied;
 pub mod keep;
 mod living;
 mod owner;

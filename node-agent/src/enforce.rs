@@ -6,7 +6,7 @@
 //! `policy`; here it becomes sets and rules, the difference to what the kernel holds becomes one transaction, and what the
 //! kernel says afterwards is compared with it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -17,6 +17,7 @@ use policy::Ruleset;
 mod arp;
 mod attribute;
 mod build;
+pub mod count;
 mod dry_run;
 mod elements;
 mod expression;
@@ -232,6 +233,8 @@ pub struct Nftables {
     most: Ownership,
     /// Somebody keeps a copy of the socket.
     kept: bool,
+    /// The sums when rows were read last.
+    counted: BTreeMap<(count::Reason, u8), u64>,
 }
 
 impl Nftables {
@@ -263,6 +266,7 @@ impl Nftables {
             ownership: Ownership::Shared,
             most: Ownership::OwnedPersistent,
             kept: false,
+            counted: BTreeMap::new(),
         })
     }
 
@@ -380,6 +384,24 @@ impl Nftables {
         }
         self.held = Some(Held { tables: wanted, forms });
         Ok(())
+    }
+
+    /// What was denied so far, as the kernel counts it; without rows if that is what it was the last time. Nothing before the
+    /// first apply.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn counts(&mut self) -> Result<count::Counts, EnforceError> {
+        if self.held.is_none() {
+            return Ok(count::Counts::default());
+        }
+        let mut counts = count::totals(&mut self.socket).map_err(EnforceError::Unreadable)?;
+        // Mostly nothing was denied, and thousands of rows need not be read to know it.
+        if counts.total != self.counted {
+            self.counted.clone_from(&counts.total);
+            count::rows(&mut self.socket, &mut counts).map_err(EnforceError::Unreadable)?;
+        }
+        Ok(counts)
     }
 
     fn result(&mut self, changed: usize, rules_written: bool, absent: BTreeSet<String>) -> Result<Applied, EnforceError> {

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::flow::Tuple;
 use crate::graph::EdgeKey;
-use crate::workload::Workload;
+use crate::service::Service;
+use crate::workload::{Endpoint, Workload};
 
 /// Whether the kernel holds what was planned for a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,48 @@ pub struct Alarm {
     pub text: String,
 }
 
+/// Packets of one side that were denied, or would be, for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeniedBy {
+    /// Whose side said no: a workload, `host:`, or `outside:` and `unknown:` for all of these together.
+    pub side: String,
+    /// Why, in words.
+    pub reason: String,
+    /// Exact since the agent started.
+    pub packets: u64,
+}
+
+/// Packets from one end to another that were denied, or would be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeniedPair {
+    /// Sender.
+    pub from: Endpoint,
+    /// Receiver.
+    pub to: Endpoint,
+    /// What was asked for.
+    pub service: Service,
+    /// Why, in words.
+    pub reason: String,
+    /// Since the agent started.
+    pub packets: u64,
+}
+
+/// What was denied since the agent started, counted packet by packet, whatever the log left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Denied {
+    /// All of it, by reason: exact.
+    pub total: BTreeMap<String, u64>,
+    /// By whose side it was: exact.
+    pub by: Vec<DeniedBy>,
+    /// The pairs with most packets.
+    pub pairs: Vec<DeniedPair>,
+    /// What is in the total and in none of the pairs, by reason.
+    pub other: BTreeMap<String, u64>,
+}
+
 /// A node's own account, sent when it changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -74,6 +117,8 @@ pub struct NodeStatus {
     pub conntrack: (u64, u64),
     /// The most recent alarms, oldest first.
     pub alarms: Vec<Alarm>,
+    /// What was denied, in packets.
+    pub denied: Denied,
     /// Processes of the host that reach a workload through the user-land proxy's road.
     pub riders: Vec<String>,
     /// What the node's kernel lacks to confine the agent.

@@ -12,6 +12,7 @@ macro_rules! node {
 }
 
 mod around;
+mod counts;
 mod doors;
 mod errors;
 mod guard;

@@ -216,7 +216,7 @@ fn every_published_port_is_known_the_random_ones_too() {
 
 #[test]
 fn the_engine_going_away_is_said_and_what_happened_meanwhile_is_found() {
-    on_every_engine!(|mut engine: Engine| {
+    on_every_engine!(|engine: Engine| {
         engine.docker(["network", "create", "front"]);
         engine.docker(["run", "-d", "--name", "old", "--network", "front", "bb"]);
         let watching = Watching::start(&engine);

@@ -6,11 +6,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use nix::sys::signal::Signal;
 use nix::unistd::Uid;
 use policy::review::Who;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::output::{Failed, chain};
@@ -39,6 +40,12 @@ fn log(json: bool) {
 
 pub(super) fn run(places: &Places, args: &ControllerArgs) -> Result<(), Failed> {
     log(args.log_json);
+    // A controller that outlives a killed `up` would hold the store against the one that the next `up` starts.
+    if std::env::var_os("BULKHEAD_SUPERVISED").is_some()
+        && let Err(errno) = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)
+    {
+        warn!(%errno, "cannot end with the supervisor");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| failed("cannot start", &e))?;
     runtime.block_on(control(places, args))
 }

@@ -406,6 +406,18 @@ pub(super) fn status(client: &Client, terminal: &Terminal, args: OutputArgs) -> 
         for rider in &status.riders {
             terminal.say(format_args!("    rides along by the proxy: {}", clean(rider)))?;
         }
+        for row in &status.denied.by {
+            terminal.say(format_args!("    denied {} of {}: {}", count(row.packets, "packet"), clean(&row.side), clean(&row.reason)))?;
+        }
+        if wide {
+            for row in &status.denied.pairs {
+                let packets = count(row.packets, "packet");
+                terminal.say(format_args!("      {} -> {} {}: {packets}, {}", row.from, row.to, row.service, clean(&row.reason)))?;
+            }
+            for (reason, packets) in &status.denied.other {
+                terminal.say(format_args!("      other: {}, {}", count(*packets, "packet"), clean(reason)))?;
+            }
+        }
         let alarms = if wide { 0 } else { status.alarms.len().saturating_sub(5) };
         for alarm in &status.alarms[alarms..] {
             terminal.say(format_args!("    {} {} {}", terminal.paint(Tone::Bad, "alarm"), when::moment(alarm.time), clean(&alarm.text)))?;

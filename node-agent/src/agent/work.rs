@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use super::account::{self, Alarms};
 use super::alone::alone;
+use super::denied;
 use super::keep::{self, Keep};
 use super::process::EngineFilter;
 use super::start::Begun;
@@ -159,6 +160,12 @@ struct Work {
     failing: Option<String>,
     /// Ports whose MAC address the bridge does not keep there; tried again with every change.
     adrift: BTreeSet<String>,
+    /// The plan or the ruleset that is in force could not be written to disk: tried again with every pulse.
+    unsaved: bool,
+    /// Living connections were compared with the plan since this process began.
+    judged: bool,
+    /// What was denied, and when it was last looked at.
+    denied: denied::Account,
     graph: FlowGraph,
     alarms: Alarms,
     uplink: UplinkHandle,
@@ -214,6 +221,9 @@ impl Work {
             written: false,
             failing: None,
             adrift: BTreeSet::new(),
+            unsaved: false,
+            judged: false,
+            denied: denied::Account::default(),
             graph: FlowGraph::new(),
             alarms,
             uplink: handle,
@@ -264,6 +274,11 @@ impl Work {
             return;
         }
         self.bind_again();
+        if !self.judged && self.plan.is_some() && self.failing.is_none() {
+            // The agent before may have been killed between the ruleset and the connections that it no longer allows.
+            self.judged = true;
+            self.revoke();
+        }
         let left = living::given_back(&old.inventory, &self.snapshot.inventory);
         if !left.is_empty() && !self.wanted.watched.is_empty() {
             // Whoever gets the address next inherits no connection of it.
@@ -327,9 +342,9 @@ impl Work {
                     ));
                 }
                 self.adrift = applied.adrift;
-                if let Err(error) = self.keep.save(keep::RULESET, &wanted) {
-                    self.alarm(error.to_string());
-                }
+                self.wanted = wanted;
+                self.save_ruleset();
+                return;
             }
             Err(error) => {
                 let text = chain(&error);
@@ -339,6 +354,57 @@ impl Work {
             }
         }
         self.wanted = wanted;
+    }
+
+    /// Adds up what the kernel counted, under the names of now.
+    fn count_denied(&mut self, now: Timestamp) {
+        if !self.written {
+            return;
+        }
+        let counted = self.enforcer.counts().map_err(|e| chain(&e));
+        let names = enforce::Links::read().map(|links| links.names()).map_err(|e| e.to_string());
+        let (counts, names) = match (counted, names) {
+            (Ok(counts), Ok(names)) => (counts, names),
+            (Err(error), _) | (_, Err(error)) => return self.alarm(format!("denied packets cannot be counted: {error}")),
+        };
+        let (inventory, leases) = (&self.snapshot.inventory, &self.snapshot.leases);
+        let name = |spot| denied::name(spot, inventory, leases, &names, now);
+        self.denied.add(&counts, std::time::Instant::now(), name, |spot| denied::behind(spot, inventory));
+    }
+
+    fn save_ruleset(&mut self) {
+        if let Err(error) = self.keep.save(keep::RULESET, &self.wanted) {
+            self.unsaved = true;
+            self.alarm(format!(
+                "what is enforced is not on disk, a restart without the engine would put back what was before: {}",
+                chain(&error)
+            ));
+        }
+    }
+
+    fn save_plan(&mut self, plan: &NodePlan) {
+        if let Err(error) = self.keep.save(keep::PLAN, plan) {
+            self.unsaved = true;
+            self.alarm(format!(
+                "the plan is in force and not on disk, a killed agent would come back with the one before: {}",
+                chain(&error)
+            ));
+        }
+    }
+
+    fn save_again(&mut self) {
+        if !std::mem::take(&mut self.unsaved) {
+            return;
+        }
+        if let Some(plan) = self.plan.clone() {
+            self.save_plan(&plan);
+        }
+        if self.written {
+            self.save_ruleset();
+        }
+        if !self.unsaved {
+            info!("what is enforced is on disk again");
+        }
     }
 
     fn compare(&mut self, why: &str) {
@@ -403,8 +469,9 @@ impl Work {
         if self.plan.as_ref() == Some(&plan) && self.failing.is_none() {
             return Ok(0);
         }
-        // On disk first: an agent that is killed right after the kernel has it must not come back with the older one.
-        self.keep.save(keep::PLAN, &plan).map_err(|e| chain(&e))?;
+        // On disk first: an agent that is killed right after the kernel has it must not come back with the older one. A full disk
+        // must not keep a quarantine from acting either.
+        self.save_plan(&plan);
         info!(store = %plan.store, generation = plan.generation, segments = plan.set.segments.len(), policies = plan.set.policies.len(), "plan taken");
         self.plan = Some(plan);
         self.bind_again();
@@ -498,6 +565,8 @@ impl Work {
         if Instant::now() >= self.compare_at {
             self.compare("the regular compare");
         }
+        self.save_again();
+        self.count_denied(now);
         for (what, &times) in &account.repaired {
             if self.repaired.insert(what.clone(), times) != Some(times) {
                 self.alarm(format!("somebody switched off {what}; it is on again"));
@@ -523,6 +592,7 @@ impl Work {
             conntrack,
             alarms: self.alarms.list(),
             unconfined: self.unconfined.clone(),
+            denied: self.denied.told(),
             riders: account::riders(&self.graph, &self.snapshot.inventory, &self.wanted),
         };
         metrics::gauge!("bulkhead_agent_events_total").set(events as f64);

@@ -10,6 +10,10 @@ use super::model::{Rule, Verdict};
 const LOG_RATE: u64 = 1000;
 /// What may come at once.
 const LOG_BURST: u32 = 2000;
+/// The same of one sender: ten that flood leave no room for another.
+const TALKER_RATE: u64 = 100;
+/// See [`TALKER_RATE`].
+const TALKER_BURST: u32 = 200;
 
 /// A rule in the making.
 pub(super) struct Draft {
@@ -150,6 +154,18 @@ impl Draft {
     /// Reports to NFLOG, at a bounded rate, and goes on to the next rule.
     pub(super) fn log(self, group: u16, prefix: &str) -> Rule {
         self.push(Expression::Limit { rate: LOG_RATE, burst: LOG_BURST }).push(Expression::Log { prefix: prefix.to_owned(), group }).done()
+    }
+
+    /// Counts in the row of a constant and these fields; a row more where there is room.
+    pub(super) fn count_in(mut self, constant: &[u8; 4], fields: &[Field], set: &str) -> Rule {
+        self = self.push(Expression::Constant { register: FIRST_REGISTER, value: constant.to_vec() });
+        self.expressions.extend(Field::load_from(FIRST_REGISTER + 1, fields));
+        self.push(Expression::CountIn { set: set.to_owned() }).done()
+    }
+
+    /// Only at a bounded rate for each value of the fields.
+    pub(super) fn throttled(self, fields: &[Field], set: &str) -> Self {
+        self.load(fields).push(Expression::LimitIn { set: set.to_owned(), rate: TALKER_RATE, burst: TALKER_BURST })
     }
 
     /// Counts.

@@ -93,7 +93,11 @@ impl Field {
 
     /// Loads several fields side by side, as the parts of one key.
     pub(super) fn load_all(fields: &[Self]) -> Vec<Expression> {
-        let mut register = FIRST_REGISTER;
+        Self::load_from(FIRST_REGISTER, fields)
+    }
+
+    /// The same from a register on.
+    pub(super) fn load_from(mut register: u32, fields: &[Self]) -> Vec<Expression> {
         let mut loads = Vec::new();
         for field in fields {
             loads.push(field.load(register));
@@ -165,6 +169,21 @@ pub(super) enum Expression {
         group: u16,
     },
     Counter,
+    /// A constant as a part of a key.
+    Constant {
+        register: u32,
+        value: Vec<u8>,
+    },
+    /// Counts in the row of the key, which is made if there is room.
+    CountIn {
+        set: String,
+    },
+    /// Goes on for at most so many packets a second of each key.
+    LimitIn {
+        set: String,
+        rate: u64,
+        burst: u32,
+    },
     /// Goes on for at most so many packets a second.
     Limit {
         rate: u64,
@@ -186,19 +205,19 @@ impl Expression {
             Self::Compare { .. } => "cmp",
             Self::Bitwise { .. } => "bitwise",
             Self::Lookup { .. } | Self::Dispatch { .. } => "lookup",
-            Self::Verdict(_) => "immediate",
+            Self::Verdict(_) | Self::Constant { .. } => "immediate",
             Self::ConntrackState { .. } => "ct",
             Self::Refuse(_) => "reject",
             Self::Log { .. } => "log",
             Self::Counter => "counter",
             Self::Limit { .. } => "limit",
-            Self::Remember { .. } => "dynset",
+            Self::Remember { .. } | Self::CountIn { .. } | Self::LimitIn { .. } => "dynset",
         }
     }
 
     /// Its attributes, with the numbers of linux/netfilter/nf_tables.h.
     pub(super) fn attributes(&self) -> Vec<Attribute> {
-        use attribute::{be16, be32, be64, bytes, nest, text};
+        use attribute::{be16, be32, bytes, nest, text};
         let value = |kind, value: &[u8]| nest(kind, &[bytes(NFTA_DATA_VALUE, value)]);
         match self {
             // NFTA_META_DREG, KEY, SREG
@@ -234,12 +253,27 @@ impl Expression {
             // NFTA_LOG_GROUP, PREFIX
             Self::Log { prefix, group } => vec![be16(1, *group), text(2, prefix)],
             Self::Counter => Vec::new(),
-            // NFTA_LIMIT_RATE, UNIT (seconds), BURST, TYPE (packets), FLAGS
-            Self::Limit { rate, burst } => vec![be64(1, *rate), be64(2, 1), be32(3, *burst), be32(4, 0), be32(5, 0)],
+            Self::Limit { rate, burst } => limit(*rate, *burst),
+            Self::Constant { register, value: data } => vec![be32(1, *register), value(2, data)],
+            Self::CountIn { set } => with_expression(set, "counter", &[]),
+            Self::LimitIn { set, rate, burst } => with_expression(set, "limit", &limit(*rate, *burst)),
             // NFTA_DYNSET_SET_NAME, OP, SREG_KEY
             Self::Remember { set } => vec![text(1, set), be32(3, libc::NFT_DYNSET_OP_UPDATE as u32), be32(4, FIRST_REGISTER)],
         }
     }
+}
+
+/// NFTA_LIMIT_RATE, UNIT (seconds), BURST, TYPE (packets), FLAGS.
+fn limit(rate: u64, burst: u32) -> Vec<Attribute> {
+    use attribute::{be32, be64};
+    vec![be64(1, rate), be64(2, 1), be32(3, burst), be32(4, 0), be32(5, 0)]
+}
+
+/// NFTA_DYNSET_SET_NAME, OP, SREG_KEY, EXPR (NFTA_EXPR_NAME, DATA).
+fn with_expression(set: &str, name: &str, inner: &[Attribute]) -> Vec<Attribute> {
+    use attribute::{be32, nest, text};
+    let expression = nest(7, &[text(1, name), nest(2, inner)]);
+    vec![text(1, set), be32(3, libc::NFT_DYNSET_OP_UPDATE as u32), be32(4, FIRST_REGISTER), expression]
 }
 
 /// A verdict as data, in an attribute of this kind.

@@ -21,6 +21,7 @@ use policy::ruleset::log;
 use policy::segment::Refusal;
 
 use super::build::rule;
+use super::count::{self, Reason};
 use super::elements::{Group, Kind, Shape};
 use super::expression::{Field, Ip, Refuse};
 use super::model::{Chain, Dynamic, Family, Holds, Hook, Key, KeyType, Rule, Set, Table, Value, Verdict};
@@ -123,18 +124,22 @@ pub(super) fn table(shape: &Shape) -> Table {
     for direction in [Direction::Egress, Direction::Ingress] {
         let names = Names::of(direction);
         let ended = |end: Vec<Rule>| [allowed(shape, direction), end].concat();
-        chain(names.audit, None, ended(vec![rule("would be denied: logged, passes").count().log(log::AUDIT_GROUP, names.audit_prefix)]));
-        chain(names.refuse, None, ended(refusal(names.deny_prefix, Refusal::Reject)));
-        chain(names.drop, None, ended(refusal(names.deny_prefix, Refusal::Drop)));
+        chain(names.audit, None, ended(audited(names.audit_reason, names.audit_prefix)));
+        chain(names.refuse, None, ended(refusal(names.deny_reason, names.deny_prefix, Refusal::Reject)));
+        chain(names.drop, None, ended(refusal(names.deny_reason, names.deny_prefix, Refusal::Drop)));
     }
     chain("unknown_sender", None, unknown(Field::Iifname));
     chain("unknown_receiver", None, unknown(Field::Oifname));
-    chain("cut", None, vec![rule("").log(log::DENY_GROUP, log::DENY_CUT), rule("cut off: a quarantined workload").drop()]);
+    let cut = denied(Reason::Cut, log::DENY_CUT);
+    chain("cut", None, [cut, vec![rule("cut off: a quarantined workload").drop()]].concat());
     let at_door = |end: Vec<Rule>| [door_allowed(shape), end].concat();
     chain("door", None, door());
-    chain("door_audit", None, at_door(vec![rule("would be denied: logged, passes").count().log(log::AUDIT_GROUP, log::AUDIT_DOOR)]));
-    chain("door_refuse", None, at_door(refusal(log::DENY_DOOR, Refusal::Reject)));
-    chain("door_drop", None, at_door(refusal(log::DENY_DOOR, Refusal::Drop)));
+    chain("door_audit", None, at_door(audited(Reason::AuditDoor, log::AUDIT_DOOR)));
+    chain("door_refuse", None, at_door(refusal(Reason::Door, log::DENY_DOOR, Refusal::Reject)));
+    chain("door_drop", None, at_door(refusal(Reason::Door, log::DENY_DOOR, Refusal::Drop)));
+    count::add(&mut table, |table, name, rules| {
+        table.chains.insert(name.to_owned(), Chain { hook: None, rules });
+    });
     table
 }
 
@@ -144,6 +149,8 @@ struct Names {
     drop: &'static str,
     deny_prefix: &'static str,
     audit_prefix: &'static str,
+    deny_reason: Reason,
+    audit_reason: Reason,
 }
 
 impl Names {
@@ -155,6 +162,8 @@ impl Names {
                 drop: "egress_drop",
                 deny_prefix: log::DENY_EGRESS,
                 audit_prefix: log::AUDIT_EGRESS,
+                deny_reason: Reason::Egress,
+                audit_reason: Reason::AuditEgress,
             },
             Direction::Ingress => Self {
                 audit: "ingress_audit",
@@ -162,6 +171,8 @@ impl Names {
                 drop: "ingress_drop",
                 deny_prefix: log::DENY_INGRESS,
                 audit_prefix: log::AUDIT_INGRESS,
+                deny_reason: Reason::Ingress,
+                audit_reason: Reason::AuditIngress,
             },
         }
     }
@@ -366,11 +377,11 @@ fn sides() -> Vec<Rule> {
 }
 
 fn unknown(bridge: Field) -> Vec<Rule> {
-    vec![
-        // Dropped, never refused: once the address is bound, the retransmission passes.
-        rule("").within(&[bridge], "guarded").log(log::DENY_GROUP, log::DENY_UNKNOWN),
-        rule("an address that belongs to no container we know").within(&[bridge], "guarded").drop(),
-    ]
+    let counted = rule("").within(&[bridge], "guarded").then(Verdict::Jump(Reason::Unknown.chain()));
+    let logged = count::logged(log::DENY_GROUP, log::DENY_UNKNOWN, |draft| draft.within(&[bridge], "guarded"));
+    // Dropped, never refused: once the address is bound, the retransmission passes.
+    let dropped = rule("an address that belongs to no container we know").within(&[bridge], "guarded").drop();
+    [vec![counted], logged, vec![dropped]].concat()
 }
 
 /// Look-ups in one direction's sets, for packets of one direction. As an answer, the packet's source port is the service, and
@@ -414,8 +425,18 @@ fn allowed(shape: &Shape, direction: Direction) -> Vec<Rule> {
     [lookups(shape, direction, false, &Group::ALL), lookups(shape, direction, true, &[Group::Tcp, Group::Udp])].concat()
 }
 
-fn refusal(prefix: &str, refusal: Refusal) -> Vec<Rule> {
-    let mut rules = vec![rule("").log(log::DENY_GROUP, prefix)];
+/// Counted and logged.
+fn denied(reason: Reason, prefix: &str) -> Vec<Rule> {
+    [vec![rule("").then(Verdict::Jump(reason.chain()))], count::logged(log::DENY_GROUP, prefix, |draft| draft)].concat()
+}
+
+fn audited(reason: Reason, prefix: &str) -> Vec<Rule> {
+    let counted = rule("would be denied: counted, logged, passes").count().then(Verdict::Jump(reason.chain()));
+    [vec![counted], count::logged(log::AUDIT_GROUP, prefix, |draft| draft)].concat()
+}
+
+fn refusal(reason: Reason, prefix: &str, refusal: Refusal) -> Vec<Rule> {
+    let mut rules = denied(reason, prefix);
     match refusal {
         Refusal::Reject => {
             // Only what asks for a connection is reset: a reset of mid-flow packets would cut a connection we merely lost sight of.

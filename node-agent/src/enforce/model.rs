@@ -80,6 +80,8 @@ pub(super) enum KeyType {
     EtherType,
     IcmpType,
     Icmpv6Type,
+    /// A number of ours: why.
+    Reason,
 }
 
 impl KeyType {
@@ -88,7 +90,7 @@ impl KeyType {
         match self {
             Self::Protocol | Self::IcmpType | Self::Icmpv6Type => 1,
             Self::Port | Self::EtherType => 2,
-            Self::InterfaceIndex | Self::Ipv4 => 4,
+            Self::InterfaceIndex | Self::Ipv4 | Self::Reason => 4,
             Self::Mac => 6,
             Self::Ipv6 | Self::InterfaceName => 16,
         }
@@ -104,6 +106,8 @@ impl KeyType {
             Self::Protocol => 12,
             Self::Port => 13,
             Self::IcmpType => 14,
+            // Shown as a mark is: a number of 32 bits.
+            Self::Reason => 19,
             Self::InterfaceIndex => 20,
             Self::Icmpv6Type => 29,
             Self::InterfaceName => 41,
@@ -112,7 +116,7 @@ impl KeyType {
 
     /// Whether the kernel keeps it in the byte order of the machine.
     pub(super) fn host_order(self) -> bool {
-        matches!(self, Self::InterfaceIndex | Self::InterfaceName)
+        matches!(self, Self::InterfaceIndex | Self::InterfaceName | Self::Reason)
     }
 }
 
@@ -234,7 +238,7 @@ pub(super) fn show_mac(mac: &[u8]) -> String {
 fn show_part(part: KeyType, value: &[u8]) -> String {
     let number = |value: &[u8]| value.iter().fold(0_u64, |sum, &b| sum << 8 | u64::from(b));
     match part {
-        KeyType::InterfaceIndex => value.try_into().map(|b| u32::from_ne_bytes(b).to_string()).unwrap_or_default(),
+        KeyType::InterfaceIndex | KeyType::Reason => value.try_into().map(|b| u32::from_ne_bytes(b).to_string()).unwrap_or_default(),
         KeyType::InterfaceName => super::attribute::as_text(value),
         KeyType::Ipv4 => <[u8; 4]>::try_from(value).map(|b| std::net::Ipv4Addr::from(b).to_string()).unwrap_or_default(),
         KeyType::Ipv6 => <[u8; 16]>::try_from(value).map(|b| std::net::Ipv6Addr::from(b).to_string()).unwrap_or_default(),

@@ -227,6 +227,12 @@ impl Task {
 
     /// Takes a batch of events in, in their order, each at its own time. Gives back what ended the stream, if something did.
     async fn take(&mut self, engine: &Engine, batch: Vec<Result<EventMessage, EngineError>>) -> Result<Option<EngineError>, SessionError> {
+        if went_back(self.synced, Timestamp::now()) {
+            // By the clock of now everything that happens lies before the listing, and would be left out until the next one.
+            warn!("the clock was put back; everything is listed anew");
+            self.resync(engine).await?;
+            self.publish(Timestamp::now());
+        }
         let mut changes = Vec::new();
         let mut broken = None;
         for event in batch {
@@ -372,6 +378,11 @@ impl Task {
     }
 }
 
+/// Whether the wall clock, by which the engine tells the time of events, was put back since the last listing.
+fn went_back(synced: Timestamp, now: Timestamp) -> bool {
+    now < synced
+}
+
 /// What the engine answered for a batch.
 struct Told {
     networks: BTreeMap<String, NetworkFact>,
@@ -431,6 +442,14 @@ mod tests {
         let (at, what) = change(joined).unwrap();
         assert_eq!(at.as_nanosecond(), 1_700_000_000_123_456_789);
         assert_eq!(what, Change::Connect { network: "id".to_owned(), container: "c".to_owned() });
+    }
+
+    #[test]
+    fn a_clock_that_was_put_back_is_noticed_and_one_that_goes_on_is_not() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert!(went_back(at(3_600), at(10)));
+        assert!(!went_back(at(3_600), at(3_600)));
+        assert!(!went_back(Timestamp::MIN, at(0)), "never listed yet");
     }
 
     #[test]

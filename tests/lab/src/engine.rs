@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -98,7 +99,7 @@ pub struct Engine {
     name: String,
     path: std::ffi::OsString,
     options: Options,
-    dockerd: Option<Process>,
+    dockerd: Mutex<Option<Process>>,
 }
 
 impl Engine {
@@ -137,12 +138,12 @@ impl Engine {
         // 29's nftables backend refuses to start where forwarding is off.
         netns.set_sysctl("net.ipv4.ip_forward", "1");
         netns.set_sysctl("net.ipv6.conf.all.forwarding", "1");
-        let mut engine = Self { netns, dir, kind, name, path, options, dockerd: None };
+        let engine = Self { netns, dir, kind, name, path, options, dockerd: Mutex::default() };
         engine.start_daemon();
         Ok(engine)
     }
 
-    fn start_daemon(&mut self) {
+    fn start_daemon(&self) {
         let log = File::options().create(true).append(true).open(self.log()).expect("the engine's folder can be written");
         let mut command = Command::new("dockerd");
         command.env("PATH", &self.path).stdout(log.try_clone().expect("a file can be opened twice")).stderr(log);
@@ -169,7 +170,11 @@ impl Engine {
             let answer = self.try_docker(["version", "--format", "{{.Server.Version}}"]);
             if answer.status.success() { Ok(()) } else { Err(format!("dockerd doesn't answer:\n{}", self.log_tail())) }
         });
-        self.dockerd = Some(dockerd);
+        *self.dockerd() = Some(dockerd);
+    }
+
+    fn dockerd(&self) -> MutexGuard<'_, Option<Process>> {
+        self.dockerd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn log(&self) -> PathBuf {
@@ -271,7 +276,7 @@ impl Engine {
     /// # Panics
     /// Where it was killed.
     pub fn daemon_pid(&self) -> u32 {
-        self.dockerd.as_ref().expect("dockerd runs").id()
+        self.dockerd().as_ref().expect("dockerd runs").id()
     }
 
     /// The interface of a network: `br-` and the first twelve digits of its id, unless it was given a name.
@@ -353,23 +358,25 @@ impl Engine {
     }
 
     /// Stops dockerd in order and starts it again, as `systemctl restart docker` does.
-    pub fn restart(&mut self) {
-        if let Some(mut dockerd) = self.dockerd.take() {
+    pub fn restart(&self) {
+        let dockerd = self.dockerd().take();
+        if let Some(mut dockerd) = dockerd {
             dockerd.stop(Duration::from_secs(30));
         }
         self.start_daemon();
     }
 
     /// Kills dockerd with SIGKILL: its containers and containerd go on.
-    pub fn kill_daemon(&mut self) {
-        if let Some(mut dockerd) = self.dockerd.take() {
+    pub fn kill_daemon(&self) {
+        let dockerd = self.dockerd().take();
+        if let Some(mut dockerd) = dockerd {
             dockerd.signal(Signal::SIGKILL);
             dockerd.wait(Duration::from_secs(5));
         }
     }
 
     /// Starts dockerd after [`Engine::kill_daemon`].
-    pub fn revive_daemon(&mut self) {
+    pub fn revive_daemon(&self) {
         let _ = fs::remove_file(self.dir.join("dockerd.pid"));
         self.start_daemon();
     }
@@ -380,7 +387,7 @@ impl Drop for Engine {
         if std::thread::panicking() {
             eprintln!("the last words of dockerd ({}):\n{}", self.name, self.log_tail());
         }
-        drop(self.dockerd.take());
+        drop(self.dockerd().take());
         // containerd and its shims are in the namespace too; the containers' programs are in ours of cgroups.
         process::end_all_in(self.netns.path());
         process::end_cgroups(&self.name);

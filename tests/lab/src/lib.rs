@@ -6,6 +6,7 @@
 //! the suites to say.
 
 pub mod bridge;
+pub mod capture;
 pub mod compose;
 pub mod engine;
 pub mod frame;
@@ -18,6 +19,7 @@ pub mod process;
 pub mod server;
 
 pub use bridge::{Bridge, Member};
+pub use capture::{Capture, Packet};
 pub use compose::Compose;
 pub use engine::Engine;
 pub use frame::Frames;

@@ -38,6 +38,17 @@ impl Netns {
         Self { name: format!("of process {pid}"), path: format!("/proc/{pid}/ns/net").into(), borrowed: true }
     }
 
+    /// The namespace of a file that somebody else keeps; dropping this leaves it alone. [`Netns::ip`] doesn't work on it.
+    pub fn at(path: PathBuf) -> Self {
+        Self { name: path.display().to_string(), path, borrowed: true }
+    }
+
+    /// As [`Netns::run`] for a namespace that may be gone: then `None`.
+    pub fn try_run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Option<T> {
+        let inside = || self.enter().ok().map(|()| work());
+        thread::scope(|scope| scope.spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    }
+
     /// Its name, as `ip netns` knows it.
     pub fn name(&self) -> &str {
         &self.name

@@ -18,8 +18,8 @@ use nix::unistd::{Pid, geteuid};
 /// Names of namespaces and directories made by the lab begin so.
 pub const PREFIX: &str = "bhlab";
 
-/// Longer than the slowest test with two engines takes on two busy cores.
-const LONGEST_TEST: Duration = Duration::from_secs(15 * 60);
+/// Seconds; longer than the slowest test with two engines takes on two busy cores.
+static LONGEST_TEST: AtomicU64 = AtomicU64::new(15 * 60);
 
 /// What is alive now, by name, and when it is overdue.
 static ALIVE: Mutex<BTreeMap<String, Instant>> = Mutex::new(BTreeMap::new());
@@ -33,8 +33,13 @@ pub fn unique(label: &str) -> String {
         thread::spawn(watch);
     });
     let name = format!("{PREFIX}-{}-{}-{label}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    alive().insert(name.clone(), Instant::now() + LONGEST_TEST);
+    alive().insert(name.clone(), Instant::now() + Duration::from_secs(LONGEST_TEST.load(Ordering::Relaxed)));
     name
+}
+
+/// Lets what is made from now on live so long, in a run that somebody asked to be long.
+pub fn allow(time: Duration) {
+    LONGEST_TEST.fetch_max(time.as_secs(), Ordering::Relaxed);
 }
 
 fn alive() -> std::sync::MutexGuard<'static, BTreeMap<String, Instant>> {

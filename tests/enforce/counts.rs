@@ -1,0 +1,142 @@
+//! What is denied is counted packet by packet, by whose side it was, by pair and reason, whatever the log leaves out.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use lab::{Member, Server};
+use node_agent::enforce::count::{CountedSpot, Counts, Reason};
+use policy::Mode;
+
+use crate::stage::{Policy, apply, enforcer, inventory};
+
+fn sum(counts: &Counts, reason: Reason) -> u64 {
+    counts.total.iter().filter(|((its, _), _)| *its == reason).map(|(_, packets)| packets).sum()
+}
+
+/// Packets that a member has put on its cable.
+fn sent(member: &Member) -> u64 {
+    let link = member.netns.ip("-s -j link show eth0");
+    let link: serde_json::Value = serde_json::from_str(&link).unwrap();
+    link[0]["stats64"]["tx"]["packets"].as_u64().unwrap()
+}
+
+/// Sends datagrams without a pause; the kernel of the sender may leave some out.
+fn flood(member: &Member, to: &[SocketAddr], packets: usize) {
+    let socket = member.netns.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    for nth in 0..packets {
+        let _ = socket.send_to(b"flood", to[nth % to.len()]);
+    }
+}
+
+fn spot(counts: &Counts, reason: Reason, address: std::net::Ipv4Addr) -> (CountedSpot, u64) {
+    let found = counts.spots.iter().find(|((its, (_, who)), _)| *its == reason && *who == address);
+    found.map(|((_, spot), packets)| (*spot, *packets)).unwrap_or_else(|| panic!("{reason:?} {address}: {counts:?}"))
+}
+
+#[test]
+fn denied_packets_are_counted_by_reason_side_and_pair() {
+    lab::needs_root!();
+    node!(host, bridge: web, db, other);
+    let inventory = inventory(&[(&bridge, &[("web", &web), ("db", &db), ("other", &other)])]);
+    let mut enforcer = enforcer(&host);
+    // The sender's side is asked first: `other` may send anywhere, and nobody lets it in.
+    let policy = Policy::default().silent(&["web", "db"]).mode(Mode::Learn, &["other"]).allow("web", "db", "udp/53");
+    apply(&mut enforcer, &policy.bind(&inventory));
+    let _echo = Server::udp_echo(&db.netns, (db.v4, 53).into());
+    assert_eq!(web.netns.udp_echo((db.v4, 53).into(), b"allowed"), lab::Echo::Answered);
+    assert_eq!(enforcer.counts().unwrap(), Counts::default(), "nothing was denied");
+
+    for port in [1_000, 1_001, 1_001] {
+        web.netns.udp_send((db.v4, port).into(), b"no egress rule");
+    }
+    other.netns.udp_send((db.v4, 53).into(), b"no ingress rule");
+    other.netns.udp_send((db.v6, 53).into(), b"no ingress rule");
+    lab::eventually(Duration::from_secs(5), || {
+        let counts = enforcer.counts().unwrap();
+        let sums = (sum(&counts, Reason::Egress), sum(&counts, Reason::Ingress));
+        if sums == (3, 2) { Ok(()) } else { Err(format!("{sums:?}")) }
+    });
+    // Sums that did not change come without rows: one more, and all are told.
+    web.netns.udp_send((db.v4, 1_000).into(), b"no egress rule");
+    let counts = lab::eventually(Duration::from_secs(5), || {
+        let counts = enforcer.counts().unwrap();
+        if counts.spots.is_empty() { Err("no rows") } else { Ok(counts) }
+    });
+    assert_eq!(spot(&counts, Reason::Egress, web.v4).1, 4);
+    assert_eq!(spot(&counts, Reason::Ingress, db.v4).1, 1, "it is the receiver's side that says no");
+    let of_web = counts.pairs.iter().filter(|((reason, _), _)| *reason == Reason::Egress);
+    let of_web: Vec<_> = of_web.map(|((_, pair), packets)| (pair.from.1, pair.to.1, pair.protocol, pair.port, *packets)).collect();
+    let (from, to) = (web.v4.into(), db.v4.into());
+    assert_eq!(of_web, [(from, to, 17, 1_000, 2), (from, to, 17, 1_001, 2)]);
+
+    let policy = policy.quarantine("web");
+    apply(&mut enforcer, &policy.bind(&inventory));
+    web.netns.udp_send((db.v4, 53).into(), b"cut off");
+    lab::eventually(Duration::from_secs(5), || {
+        let cut = sum(&enforcer.counts().unwrap(), Reason::Cut);
+        if cut == 1 { Ok(()) } else { Err(cut) }
+    });
+}
+
+#[test]
+fn a_flood_of_denials_is_counted_to_the_packet_and_costs_nobody_a_connection() {
+    lab::needs_root!();
+    const FLOOD: usize = 200_000;
+    node!(host, bridge: web, db, other);
+    let inventory = inventory(&[(&bridge, &[("web", &web), ("db", &db), ("other", &other)])]);
+    let mut enforcer = enforcer(&host);
+    let policy = Policy::default().silent(&["web", "db", "other"]).allow("web", "db", "tcp/80");
+    apply(&mut enforcer, &policy.bind(&inventory));
+    let _echo = Server::tcp_echo(&db.netns, (db.v4, 80).into());
+    // More pairs than there are rows.
+    let to: Vec<SocketAddr> = (1..=10_000).map(|port| (db.v4, port).into()).collect();
+    flood(&other, &to[..1], 1);
+    lab::eventually(Duration::from_secs(5), || {
+        let counted = sum(&enforcer.counts().unwrap(), Reason::Egress);
+        if counted == 1 { Ok(()) } else { Err(counted) }
+    });
+    let (before, begun) = (sent(&other), Instant::now());
+    let flooding = AtomicBool::new(true);
+    let (connected, slowest) = std::thread::scope(|scope| {
+        let allowed = scope.spawn(|| {
+            let (mut connected, mut slowest) = (0_u32, Duration::ZERO);
+            while flooding.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                assert!(web.netns.tcp_within((db.v4, 80).into(), Duration::from_secs(10)).is_open(), "allowed, whatever others do");
+                slowest = slowest.max(begun.elapsed());
+                connected += 1;
+            }
+            (connected, slowest)
+        });
+        flood(&other, &to, FLOOD);
+        flooding.store(false, Ordering::Relaxed);
+        allowed.join().unwrap()
+    });
+    let took = begun.elapsed();
+    let on_the_cable = sent(&other) - before;
+    let counted = lab::eventually(Duration::from_secs(10), || {
+        let counts = enforcer.counts().unwrap();
+        let counted = sum(&counts, Reason::Egress) - 1;
+        // Beside the flood there is ARP.
+        if (on_the_cable.saturating_sub(20)..=on_the_cable).contains(&counted) {
+            Ok(counted)
+        } else {
+            Err(format!("{counted} of {on_the_cable}"))
+        }
+    });
+    println!(
+        "{counted} denials in {took:?} ({:.0}/s), {connected} allowed connections meanwhile, the slowest took {slowest:?}",
+        counted as f64 / took.as_secs_f64()
+    );
+    // One more for the rows.
+    flood(&other, &to[..1], 1);
+    let counts = lab::eventually(Duration::from_secs(5), || {
+        let counts = enforcer.counts().unwrap();
+        if counts.spots.is_empty() { Err("no rows") } else { Ok(counts) }
+    });
+    assert_eq!(spot(&counts, Reason::Egress, other.v4).1, sum(&counts, Reason::Egress), "all of it was its own");
+    assert!(counts.pairs.len() <= 4096, "rows are bounded: {}", counts.pairs.len());
+    assert!(counts.pairs.values().sum::<u64>() < counted, "the rest is for the row `other`");
+    assert!(connected > 0);
+}
