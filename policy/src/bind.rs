@@ -61,6 +61,9 @@ pub fn bind(set: &PolicySet, inventory: &Inventory, now: Timestamp) -> Ruleset {
             open_doors(&scene, inventory, container, standing, &mut ruleset);
         }
     }
+    if !ruleset.ajar.is_empty() {
+        ruleset.node.clone_from(&inventory.host);
+    }
     ruleset
 }
 
@@ -174,6 +177,10 @@ fn doors<'a>(inventory: &'a Inventory, published: &'a Published) -> impl Iterato
 /// The doors of one container, and who may come in by them: whoever its ingress allows on the port behind.
 fn open_doors(scene: &Scene<'_>, inventory: &Inventory, container: &Container, standing: Standing, ruleset: &mut Ruleset) {
     for published in &container.published {
+        let everywhere = published.address.is_unspecified() || published.address.is_loopback();
+        if everywhere && standing != Standing::Audit {
+            ruleset.ajar.insert(Door { address: published.address, protocol: published.protocol, port: published.port });
+        }
         for door in doors(inventory, published) {
             let local = Spot { bridge: None, address: door.address };
             let ports = door_ports(&door);

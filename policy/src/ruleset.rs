@@ -18,6 +18,8 @@ use crate::evaluate::Standing;
 use crate::policy_set::Direction;
 use crate::service::{Ports, Protocol, Service};
 
+mod change;
+
 /// An address in its place: the same address on another bridge is another spot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Spot {
@@ -145,6 +147,13 @@ pub struct Ruleset {
     pub doors: BTreeMap<Door, Standing>,
     /// The allows.
     pub pairs: BTreeSet<Pair>,
+    /// Ports of doors in Enforce or quarantine where the proxy listens on more than the node's addresses (0.0.0.0, ::, loopback): it
+    /// also takes what is sent there by broadcast, by multicast, or to loopback from elsewhere. Nobody is allowed that.
+    #[serde(default)]
+    pub ajar: BTreeSet<Door>,
+    /// The node's own addresses, where there is such a port.
+    #[serde(default)]
+    pub node: BTreeSet<IpAddr>,
 }
 
 /// How the kernel reports what the filter denies: NFLOG groups, and prefixes that name the side. The enforcer writes them into
@@ -192,6 +201,8 @@ mod tests {
             sides: [(spot, Standing::Audit)].into(),
             doors: [(door, Standing::Quarantined)].into(),
             pairs: [pair].into(),
+            ajar: [Door { address: "0.0.0.0".parse().unwrap(), protocol: Protocol::Udp, port: 53 }].into(),
+            node: ["192.0.2.1".parse().unwrap()].into(),
         };
         let json = serde_json::to_string(&ruleset).unwrap();
         assert_eq!(serde_json::from_str::<Ruleset>(&json).unwrap(), ruleset, "{json}");

@@ -71,16 +71,17 @@ fn dial_as(uid: u32, place: &Place) -> String {
     if !copy.exists() {
         std::fs::copy(program, &copy).unwrap();
     }
-    let output = Command::new(&copy)
+    let mut program = Command::new(&copy);
+    program
         .args(["--exact", "socket::dialling_process", "--nocapture", "--test-threads=1"])
         .env(SOCKET, place.socket())
         .env("TMPDIR", "/tmp")
         .current_dir("/tmp")
         .uid(uid)
         .gid(uid)
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap();
+        .stderr(Stdio::inherit());
+    // A process that another test is forking just now holds the copy open for writing until it becomes its program (ETXTBSY).
+    let output = lab::eventually(PATIENCE, || program.output());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines().find_map(|line| line.strip_prefix("LINK ")).unwrap_or_else(|| panic!("{text}")).to_owned()
 }

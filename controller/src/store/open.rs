@@ -80,6 +80,12 @@ fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreEr
     move |source| StoreError::Io { what, path, source }
 }
 
+/// Whether there is a log with anything in it beyond its header of 32 bytes (sqlite.org/fileformat2.html, 4.1).
+fn has_log(path: &Path) -> Result<bool, StoreError> {
+    let log = beside(path, "-wal");
+    Ok(exists(&log)? && log.metadata().map_err(io("look at", &log))?.len() > 32)
+}
+
 fn exists(path: &Path) -> Result<bool, StoreError> {
     path.try_exists().map_err(io("look for", path))
 }
@@ -166,7 +172,7 @@ async fn look(path: &Path) -> Result<(), StoreError> {
         1 => 65_536,
         size => u64::from(size.max(1)),
     };
-    if meta_data.len() % page != 0 && !exists(&beside(path, "-wal"))? {
+    if meta_data.len() % page != 0 && !has_log(path)? {
         return Err(damaged(format!("its {} bytes are not whole pages of {page}: it was cut", meta_data.len())));
     }
     drop(file);

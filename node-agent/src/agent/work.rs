@@ -1,5 +1,7 @@
 //! The task that owns the agent's state.
 
+mod bound;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use policy::graph::{EdgeDelta, FlowGraph};
 use policy::plan::NodePlan;
 use policy::ruleset::Ruleset;
 use policy::status::{NodeStatus, Preview};
-use policy::{Flow, FlowOutcome, Health, PolicySet, Rule, Workload, bind, evaluate};
+use policy::{Flow, FlowOutcome, Health, PolicySet, Workload, bind, evaluate};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -162,8 +164,6 @@ struct Work {
     adrift: BTreeSet<String>,
     /// The plan or the ruleset that is in force could not be written to disk: tried again with every pulse.
     unsaved: bool,
-    /// Living connections were compared with the plan since this process began.
-    judged: bool,
     /// What was denied, and when it was last looked at.
     denied: denied::Account,
     graph: FlowGraph,
@@ -173,8 +173,8 @@ struct Work {
     /// When to bind again without a reason from outside: a rule ends, or the kernel refused.
     wake: Instant,
     compare_at: Instant,
-    /// When the plan was last bound.
-    bound: Timestamp,
+    /// Since when living connections are to be judged again: something was taken away.
+    owed: Option<Instant>,
     since: Timestamp,
     beat: Timestamp,
     counted: (u64, u64, u64),
@@ -222,7 +222,6 @@ impl Work {
             failing: None,
             adrift: BTreeSet::new(),
             unsaved: false,
-            judged: false,
             denied: denied::Account::default(),
             graph: FlowGraph::new(),
             alarms,
@@ -230,7 +229,8 @@ impl Work {
             orders: Some(orders),
             wake: Instant::now() + FULL_COMPARE_EVERY,
             compare_at: Instant::now() + FULL_COMPARE_EVERY,
-            bound: now,
+            // What was taken away while nobody looked.
+            owed: Some(Instant::now()),
             since: now,
             beat: now,
             counted: (0, 0, 0),
@@ -265,54 +265,6 @@ impl Work {
     /// The engine was asked at least once: until then an empty inventory means nothing.
     fn inventory_known(&self) -> bool {
         !self.snapshot.engine.is_empty()
-    }
-
-    fn moved(&mut self, snapshot: Arc<Snapshot>) {
-        self.networks = policy::bind::networks(&snapshot.inventory);
-        let old = std::mem::replace(&mut self.snapshot, snapshot);
-        if !self.inventory_known() {
-            return;
-        }
-        self.bind_again();
-        if !self.judged && self.plan.is_some() && self.failing.is_none() {
-            // The agent before may have been killed between the ruleset and the connections that it no longer allows.
-            self.judged = true;
-            self.revoke();
-        }
-        let left = living::given_back(&old.inventory, &self.snapshot.inventory);
-        if !left.is_empty() && !self.wanted.watched.is_empty() {
-            // Whoever gets the address next inherits no connection of it.
-            match living::forget(&left) {
-                Ok(0) => {}
-                Ok(ended) => info!(ended, "connections of addresses that were given back are ended"),
-                Err(error) => self.alarm(format!("connections of addresses that were given back cannot be ended: {error}")),
-            }
-        }
-    }
-
-    fn bind_again(&mut self) {
-        let now = Instant::now();
-        self.wake = now + FULL_COMPARE_EVERY;
-        if let Some(plan) = &self.plan
-            && self.inventory_known()
-        {
-            let time = Timestamp::now();
-            let wanted = bind(&plan.set, &self.snapshot.inventory, time);
-            if let Some(until) = next_end(&plan.set, time) {
-                self.wake = self.wake.min(now + until);
-            }
-            let ended = rule_ended(&plan.set, self.bound, time);
-            self.bound = time;
-            if wanted != self.wanted || self.failing.is_some() || !self.adrift.is_empty() {
-                self.enforce(wanted);
-                if ended {
-                    self.revoke();
-                }
-            }
-        }
-        if now >= self.compare_at {
-            self.compare("the regular compare");
-        }
     }
 
     fn enforce(&mut self, wanted: Ruleset) {
@@ -481,26 +433,6 @@ impl Work {
         }
     }
 
-    /// Ends the living connections that the plan doesn't allow.
-    fn revoke(&mut self) -> u64 {
-        let Some(plan) = &self.plan else { return 0 };
-        if !self.wanted.watched.values().any(|watch| watch.guarded) {
-            return 0;
-        }
-        let scene = Scene { set: &plan.set, networks: &self.networks, now: Timestamp::now() };
-        match enforce::living::revoke(&scene, &self.wanted, &self.snapshot.inventory) {
-            Ok(0) => 0,
-            Ok(ended) => {
-                info!(ended, generation = plan.generation, "connections that are no longer allowed are ended");
-                ended
-            }
-            Err(error) => {
-                self.alarm(format!("connections that are no longer allowed may live on: the connection table cannot be read: {error}"));
-                0
-            }
-        }
-    }
-
     fn preview(&self, set: &PolicySet) -> std::io::Result<Preview> {
         let now = Timestamp::now();
         let inventory = &self.snapshot.inventory;
@@ -539,6 +471,7 @@ impl Work {
     }
 
     fn beat(&mut self, observer: &Observer) {
+        self.judge_the_living();
         let now = Timestamp::now();
         let account = observer.account();
         let (events, lost, unattributed) = (account.events, account.lost, account.unattributed);
@@ -614,20 +547,4 @@ impl Work {
             self.reported = Some(Reported { snapshot: self.snapshot.clone(), news, at: Instant::now() });
         }
     }
-}
-
-fn rules(set: &PolicySet) -> impl Iterator<Item = &Rule> {
-    set.policies.values().flat_map(|policy| policy.ingress.iter().chain(&policy.egress))
-}
-
-/// Whether a rule ended by itself between two moments: then its connections end too.
-fn rule_ended(set: &PolicySet, before: Timestamp, now: Timestamp) -> bool {
-    rules(set).filter_map(|rule| rule.until).any(|until| before < until && until <= now)
-}
-
-/// How long until the first rule ends by itself; `None`: none does.
-fn next_end(set: &PolicySet, now: Timestamp) -> Option<Duration> {
-    let next = rules(set).filter_map(|rule| rule.until).filter(|until| *until > now).min()?;
-    // A little after, so that the rule is over when it is looked at.
-    Duration::try_from(next.duration_since(now)).ok().map(|left| left + Duration::from_millis(5))
 }

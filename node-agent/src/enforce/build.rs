@@ -85,6 +85,11 @@ impl Draft {
         self.push(Expression::ConntrackState { register: FIRST_REGISTER }).masked(bits.to_ne_bytes().to_vec()).compare(false, &[0; 4])
     }
 
+    /// Only what comes from who began the connection (IP_CT_DIR_ORIGINAL is 0), or answers it.
+    pub(super) fn answers(self, answers: bool) -> Self {
+        self.push(Expression::ConntrackDirection { register: FIRST_REGISTER }).compare(true, &[u8::from(answers)])
+    }
+
     fn masked(self, mask: Vec<u8>) -> Self {
         let xor = vec![0; mask.len()];
         self.push(Expression::Bitwise { register: FIRST_REGISTER, mask, xor })

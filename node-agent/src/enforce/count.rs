@@ -164,7 +164,11 @@ fn counting(reason: Reason) -> Vec<Rule> {
 
 /// Logs, at a bounded rate a sender and a bounded rate in all. `only` narrows each rule.
 pub(super) fn logged(group: u16, prefix: &str, only: impl Fn(Draft) -> Draft) -> Vec<Rule> {
-    let draft = |ip| only(rule("").ip(ip)).throttled(&[Field::Iif, Field::Source(ip)], &named("talkers", ip));
+    let said = |ip| match ip {
+        Ip::V4 => "logged (IPv4)",
+        Ip::V6 => "logged (IPv6)",
+    };
+    let draft = |ip| only(rule(said(ip)).ip(ip)).throttled(&[Field::Iif, Field::Source(ip)], &named("talkers", ip));
     IPS.into_iter().map(|ip| draft(ip).log(group, prefix)).collect()
 }
 

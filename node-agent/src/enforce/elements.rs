@@ -318,6 +318,17 @@ pub(super) fn fill(table: &mut Table, ruleset: &Ruleset, links: &Links) {
         part(&mut key, &door.port.to_be_bytes());
         insert(&named("doors", ip_of(door.address)), key, Value::Verdict(verdict));
     }
+    for door in &ruleset.ajar {
+        let mut key = Vec::new();
+        part(&mut key, &[door.protocol.number()]);
+        part(&mut key, &door.port.to_be_bytes());
+        insert(&named("ajar", ip_of(door.address)), key, Value::Nothing);
+    }
+    for &address in &ruleset.node {
+        let mut key = Vec::new();
+        part(&mut key, &octets(address));
+        insert(&named("node", ip_of(address)), key, Value::Nothing);
+    }
     for pair in &ruleset.pairs {
         let Some(mut key) = spot_key(&pair.local, links) else { continue };
         let ip = ip_of(pair.local.address);

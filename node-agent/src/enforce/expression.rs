@@ -163,6 +163,9 @@ pub(super) enum Expression {
     ConntrackState {
         register: u32,
     },
+    ConntrackDirection {
+        register: u32,
+    },
     Refuse(Refuse),
     Log {
         prefix: String,
@@ -206,7 +209,7 @@ impl Expression {
             Self::Bitwise { .. } => "bitwise",
             Self::Lookup { .. } | Self::Dispatch { .. } => "lookup",
             Self::Verdict(_) | Self::Constant { .. } => "immediate",
-            Self::ConntrackState { .. } => "ct",
+            Self::ConntrackState { .. } | Self::ConntrackDirection { .. } => "ct",
             Self::Refuse(_) => "reject",
             Self::Log { .. } => "log",
             Self::Counter => "counter",
@@ -245,6 +248,7 @@ impl Expression {
             Self::Verdict(verdict) => vec![be32(1, libc::NFT_REG_VERDICT as u32), verdict_data(2, *verdict)],
             // NFTA_CT_DREG, KEY
             Self::ConntrackState { register } => vec![be32(1, *register), be32(2, libc::NFT_CT_STATE as u32)],
+            Self::ConntrackDirection { register } => vec![be32(1, *register), be32(2, libc::NFT_CT_DIRECTION as u32)],
             // NFTA_REJECT_TYPE, ICMP_CODE
             Self::Refuse(Refuse::TcpReset) => vec![be32(1, libc::NFT_REJECT_TCP_RST as u32), bytes(2, &[0])],
             Self::Refuse(Refuse::AdminProhibited) => {

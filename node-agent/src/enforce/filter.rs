@@ -193,6 +193,8 @@ fn constant_sets(table: &mut Table) {
             add(named(name, ip), sides);
         }
         add(named("doors", ip), verdicts(&[address(ip), KeyType::Protocol, KeyType::Port], "published ports"));
+        add(named("ajar", ip), Set::of(&[KeyType::Protocol, KeyType::Port], "published ports that hear more than the node's addresses"));
+        add(named("node", ip), Set::of(&[address(ip)], "the node's own addresses"));
         add(named("strict", ip), Set::of(&spot, "addresses in Enforce or cut off"));
         add(named("talk", ip), Set::of(&[spot, spot].concat(), "who may send ICMP errors to whom"));
         add(named("talk_outside", ip), Set::of(&spot, "who may send ICMP errors to the outside"));
@@ -274,7 +276,12 @@ fn judge() -> Vec<Rule> {
 
 /// Input of a watched bridge.
 fn arrival() -> Vec<Rule> {
-    vec![
+    let mut rules = Vec::new();
+    for ip in IPS {
+        let answer = rule("to a published port, as if it were an answer").state(ESTABLISHED).answers(true).ip(ip);
+        rules.push(answer.dispatch(&door_key(ip), &named("doors", ip)));
+    }
+    rules.extend([
         rule("answers and what follows a connection that was allowed").state(ESTABLISHED).then(Verdict::Goto("pass")),
         rule("what a host says to its router")
             .ip(Ip::V6)
@@ -285,7 +292,8 @@ fn arrival() -> Vec<Rule> {
         rule("what quotes a connection that was allowed").state(RELATED).then(Verdict::Goto("related")),
         rule("").then(Verdict::Jump("sides")),
         rule("").then(Verdict::Goto("door")),
-    ]
+    ]);
+    rules
 }
 
 fn related() -> Vec<Rule> {
@@ -455,11 +463,21 @@ fn door_key(ip: Ip) -> [Field; 3] {
 
 /// Everything that arrives at the node comes by here: one look-up, for all that is no door.
 fn door() -> Vec<Rule> {
-    IPS.iter().map(|&ip| rule("a port published by the engine's proxy").ip(ip).dispatch(&door_key(ip), &named("doors", ip))).collect()
+    let mut rules: Vec<Rule> = Vec::new();
+    for ip in IPS {
+        let ajar = rule("the proxy hears broadcast, multicast and loopback from elsewhere too").ip(ip);
+        let ajar = ajar.within(&[Field::L4Protocol, Field::DestinationPort], &named("ajar", ip));
+        rules.push(ajar.not_within(&[Field::Destination(ip)], &named("node", ip)).drop());
+    }
+    let doors = |&ip: &Ip| rule("a port published by the engine's proxy").ip(ip).dispatch(&door_key(ip), &named("doors", ip));
+    rules.extend(IPS.iter().map(doors));
+    rules
 }
 
 fn door_allowed(shape: &Shape) -> Vec<Rule> {
-    let established = rule("a connection that was allowed").state(ESTABLISHED).then(Verdict::Return);
+    // Not its answers: what the proxy still says in a connection that was ended makes connection tracking take the proxy for who
+    // began it, and the client would go on as who answers.
+    let established = rule("a connection that was allowed").state(ESTABLISHED).answers(false).then(Verdict::Return);
     // A door is one port: what a spot may reach of it is never a range.
     let shape = shape.iter().filter(|name| name.kind != Kind::SpotRanges).copied().collect();
     [vec![established], lookups(&shape, Direction::Ingress, false, &[Group::Tcp, Group::Udp, Group::Sctp])].concat()

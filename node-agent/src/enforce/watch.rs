@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsFd;
 
 use netlink_packet_core::NetlinkPayload;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::TABLE;
 use super::attribute::{as_be32, as_text, find, read};
@@ -27,6 +29,9 @@ pub struct Change {
     pub generation_id: u32,
 }
 
+/// Bytes of the kernel's buffer for notices.
+const BUFFER: usize = 8 * 1024 * 1024;
+
 const LOST: Change = Change { by: None, process: (0, String::new()), generation_id: 0 };
 
 /// Listens for transactions that touch tables named `bulkhead`, our own included.
@@ -43,6 +48,8 @@ impl Watcher {
     /// The socket cannot be opened, or there is no tokio runtime.
     pub fn open() -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+        // Each rule and element of a transaction is a notice of its own: the first write of all tables must not overrun it.
+        setsockopt(&socket.socket_ref().as_fd(), sockopt::RcvBufForce, &BUFFER)?;
         socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
         socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;
         Ok(Self { socket, touched: false, ready: VecDeque::new() })

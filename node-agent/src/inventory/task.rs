@@ -20,8 +20,11 @@ use super::{Options, Snapshot};
 
 /// Repairs what a missed event left wrong. Long, since each costs one inspect a network.
 const RESYNC: Duration = Duration::from_secs(60);
-/// First and longest wait before the engine is tried again.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// First and longest wait before the engine is tried again. Its containers are started before it answers, and nothing passes on a
+/// guarded network until we know whose they are.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// How long the first listing waits for inspects: one that starts keeps its own waiting, and must not keep all others.
+const DETAILS: Duration = Duration::from_secs(1);
 /// A port is on its bridge before the engine tells whose it is; after this long it is nobody's that we know.
 const UNCLAIMED: Duration = Duration::from_secs(5);
 /// Events taken at once: a `compose up` of fifty containers is some four hundred.
@@ -133,8 +136,13 @@ impl Task {
         let since = Timestamp::now();
         // The stream begins to be asked for when it is first read; `since` is what makes it whole.
         let events = std::pin::pin!(engine.events(since).ready_chunks(BATCH));
-        self.about = engine.about().await?;
-        self.resync(&engine).await?;
+        let before = std::mem::replace(&mut self.about, engine.about().await?);
+        if let Err(error) = self.resync(&engine).await {
+            // Nothing was listed: to have an engine without containers must not be told.
+            self.about = before;
+            return Err(error);
+        }
+        self.all_details().await;
         self.blind = None;
         self.publish(Timestamp::now());
         info!(engine = self.about.version, socket = %self.options.socket.display(), "engine followed");
@@ -159,7 +167,10 @@ impl Task {
                         return Err(SessionError::Broke(error));
                     }
                 }
-                Some(answer) = self.asked.join_next(), if !self.asked.is_empty() => self.answered(answer),
+                Some(answer) = self.asked.join_next(), if !self.asked.is_empty() => {
+                    self.answered(answer);
+                    self.publish(Timestamp::now());
+                }
                 changed = self.links.changed() => {
                     if changed.is_err() {
                         return Ok(());
@@ -200,6 +211,17 @@ impl Task {
         Ok(())
     }
 
+    /// Waits for what only inspect tells, so that the first thing said of running containers is whole: without their published ports
+    /// the doors that are open would close for a moment.
+    async fn all_details(&mut self) {
+        let _ = tokio::time::timeout(DETAILS, async {
+            while let Some(answer) = self.asked.join_next().await {
+                self.answered(answer);
+            }
+        })
+        .await;
+    }
+
     fn ask(&mut self, engine: &Engine, id: String) {
         let (engine, configured) = (engine.clone(), self.about.configured.clone());
         self.asked.spawn(async move {
@@ -213,7 +235,6 @@ impl Task {
             Ok((id, Ok(Some(details)))) => {
                 if let Some(fact) = self.facts.containers.get_mut(&id).filter(|fact| fact.running) {
                     fact.details = Some(details);
-                    self.publish(Timestamp::now());
                 }
             }
             // Gone meanwhile; its event says when.

@@ -135,8 +135,10 @@ fn every_kind_of_rule() -> Ruleset {
         watched: BTreeMap::from([(BRIDGE.to_owned(), Watch { guarded: true })]),
         pins: BTreeMap::from([(PORT.to_owned(), pin)]),
         sides,
-        doors: BTreeMap::from([(door, standings[1])]),
+        doors: BTreeMap::from([(door.clone(), standings[1])]),
         pairs,
+        ajar: BTreeSet::from([door]),
+        node: BTreeSet::from([parsed("192.0.2.1")]),
     }
 }
 

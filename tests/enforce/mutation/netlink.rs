@@ -31,6 +31,13 @@ pub(crate) struct KernelRule {
     body: Vec<u8>,
 }
 
+impl KernelRule {
+    /// Whether it only counts, or leads to where that is done.
+    pub(crate) fn counts(&self) -> bool {
+        self.chain.starts_with("count_") || self.body.windows(6).any(|bytes| bytes == b"count_")
+    }
+}
+
 impl fmt::Display for KernelRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}: {} [{}]", self.family.1, self.chain, self.index, self.comment, self.sets.join(", "))
@@ -181,6 +188,15 @@ impl Nfnetlink {
             None => CREATE | APPEND,
         };
         self.transaction(6, flags, rule.family.0, &body, &rule.to_string());
+    }
+
+    /// Begins the bounds of who is logged anew: the rounds come faster than people deny.
+    pub(crate) fn let_all_be_logged(&mut self) {
+        for set in ["talkers4\0", "talkers6\0"] {
+            // NFT_MSG_DELSETELEM without elements: all of them.
+            let body = [attribute(1, TABLE), attribute(2, set.as_bytes())].concat();
+            self.transaction(14, 0, FAMILIES[0].0, &body, set);
+        }
     }
 
     /// Forgets all connections.

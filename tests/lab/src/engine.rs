@@ -163,9 +163,13 @@ impl Engine {
         }
         command.args(&self.options.flags);
         let mut dockerd = self.netns.spawn(&mut command);
-        eventually(Duration::from_secs(60), || {
+        // Where a killed containerd takes long to come back dockerd gives up; systemd would start it again (Restart=always).
+        let mut again = 2;
+        eventually(Duration::from_secs(90), || {
             if let Some(status) = dockerd.ended() {
-                panic!("dockerd ended with {status}:\n{}", self.log_tail());
+                assert!(again > 0, "dockerd ended with {status}:\n{}", self.log_tail());
+                again -= 1;
+                dockerd = self.netns.spawn(&mut command);
             }
             let answer = self.try_docker(["version", "--format", "{{.Server.Version}}"]);
             if answer.status.success() { Ok(()) } else { Err(format!("dockerd doesn't answer:\n{}", self.log_tail())) }

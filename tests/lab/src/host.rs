@@ -30,16 +30,8 @@ impl<'e> Host<'e> {
     /// # Panics
     /// Where the engine's folder cannot be written.
     pub fn on(engine: &'e Engine) -> Self {
+        let made = Self::prepared(engine);
         let base = engine.dir.join("bulkhead");
-        let inside = |name: &str| base.join(name);
-        let made = Self {
-            engine,
-            state_dir: inside("state"),
-            run_dir: inside("run"),
-            programs: inside("bin"),
-            log: inside("log"),
-            environment: Vec::new(),
-        };
         for dir in [&made.state_dir, &made.run_dir, &made.programs] {
             fs::create_dir_all(dir).expect("the engine's folder can be written");
         }
@@ -64,6 +56,13 @@ impl<'e> Host<'e> {
     /// Where our programs are.
     pub fn program(&self, name: &str) -> PathBuf {
         self.programs.join(name)
+    }
+
+    /// The same host again, for whoever owns the engine and cannot keep a reference to it.
+    pub fn prepared(engine: &'e Engine) -> Self {
+        let inside = |name: &str| engine.dir.join("bulkhead").join(name);
+        let environment = Vec::new();
+        Self { engine, state_dir: inside("state"), run_dir: inside("run"), programs: inside("bin"), log: inside("log"), environment }
     }
 
     /// A program of ours with its folders and the engine in its environment.

@@ -1,0 +1,131 @@
+//! What runs here and what is allowed, made a ruleset again whenever either moves; and what that means for connections that live.
+//!
+//! # Why
+//! The filter judges beginnings. So whatever takes something away has to look at what lives too: a plan, a rule whose time is over,
+//! a container by another name, a container in Enforce that was on an open network a moment before it was bound there, and all of
+//! these while the agent was dead.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use policy::evaluate::Scene;
+use policy::{PolicySet, Rule, bind};
+use tokio::time::Instant;
+use tracing::info;
+
+use super::{FULL_COMPARE_EVERY, Work, living};
+use crate::enforce;
+use crate::inventory::Snapshot;
+
+/// Published ports are known a moment after the rest, and without them the proxy's connections look like the host's own. One
+/// container whose start hangs must not put this off for long.
+const JUDGED_WITHIN: Duration = Duration::from_secs(5);
+
+impl Work {
+    pub(super) fn moved(&mut self, snapshot: Arc<Snapshot>) {
+        self.networks = policy::bind::networks(&snapshot.inventory);
+        let old = std::mem::replace(&mut self.snapshot, snapshot);
+        if !self.inventory_known() {
+            return;
+        }
+        let first = old.engine.is_empty();
+        let left = if first { BTreeSet::new() } else { living::given_back(&old.inventory, &self.snapshot.inventory) };
+        self.bind(left, first);
+    }
+
+    pub(super) fn bind_again(&mut self) {
+        self.bind(BTreeSet::new(), false);
+    }
+
+    /// `left`: addresses in other hands now, or in none. `first`: what is wanted so far comes from the disk, so what was given back
+    /// since is found by it.
+    fn bind(&mut self, mut left: BTreeSet<IpAddr>, first: bool) {
+        let now = Instant::now();
+        self.wake = now + FULL_COMPARE_EVERY;
+        if let Some(plan) = &self.plan
+            && self.inventory_known()
+        {
+            let time = Timestamp::now();
+            let wanted = bind(&plan.set, &self.snapshot.inventory, time);
+            if let Some(until) = next_end(&plan.set, time) {
+                self.wake = self.wake.min(now + until);
+            }
+            if first {
+                left.extend(wanted.given_back(&self.wanted));
+            }
+            if wanted.narrows(&self.wanted) {
+                self.owed.get_or_insert(now);
+            }
+            // Whoever has such an address now gets nothing through before the connections of the one before are ended.
+            let held_back = wanted.without(&left);
+            let whole = held_back == wanted;
+            if held_back != self.wanted || self.failing.is_some() || !self.adrift.is_empty() {
+                self.enforce(held_back);
+            }
+            self.forget(&left);
+            if !whole {
+                self.enforce(wanted);
+            }
+        }
+        self.judge_the_living();
+        if now >= self.compare_at {
+            self.compare("the regular compare");
+        }
+    }
+
+    /// Ends every connection of addresses that were given back.
+    fn forget(&mut self, left: &BTreeSet<IpAddr>) {
+        if left.is_empty() || self.wanted.watched.is_empty() {
+            return;
+        }
+        match living::forget(left) {
+            Ok(0) => {}
+            Ok(ended) => info!(ended, "connections of addresses that were given back are ended"),
+            Err(error) => self.alarm(format!("connections of addresses that were given back cannot be ended: {error}")),
+        }
+    }
+
+    /// Ends what is no longer allowed, if something was taken away since it was looked at last and enough is known to judge it.
+    pub(super) fn judge_the_living(&mut self) {
+        let Some(since) = self.owed else { return };
+        let complete = self.inventory_known() && self.snapshot.inventory.containers.values().all(|container| container.pid.is_some());
+        if complete || (self.inventory_known() && since.elapsed() >= JUDGED_WITHIN) {
+            self.revoke();
+        }
+    }
+
+    /// Ends the living connections that the plan doesn't allow.
+    pub(super) fn revoke(&mut self) -> u64 {
+        self.owed = None;
+        let Some(plan) = &self.plan else { return 0 };
+        if !self.wanted.watched.values().any(|watch| watch.guarded) {
+            return 0;
+        }
+        let scene = Scene { set: &plan.set, networks: &self.networks, now: Timestamp::now() };
+        match enforce::living::revoke(&scene, &self.wanted, &self.snapshot.inventory) {
+            Ok(0) => 0,
+            Ok(ended) => {
+                info!(ended, generation = plan.generation, "connections that are no longer allowed are ended");
+                ended
+            }
+            Err(error) => {
+                self.alarm(format!("connections that are no longer allowed may live on: the connection table cannot be read: {error}"));
+                0
+            }
+        }
+    }
+}
+
+fn rules(set: &PolicySet) -> impl Iterator<Item = &Rule> {
+    set.policies.values().flat_map(|policy| policy.ingress.iter().chain(&policy.egress))
+}
+
+/// How long until the first rule ends by itself; `None`: none does.
+fn next_end(set: &PolicySet, now: Timestamp) -> Option<Duration> {
+    let next = rules(set).filter_map(|rule| rule.until).filter(|until| *until > now).min()?;
+    // A little after, so that the rule is over when it is looked at.
+    Duration::try_from(next.duration_since(now)).ok().map(|left| left + Duration::from_millis(5))
+}
