@@ -21,6 +21,12 @@ pub fn networks(inventory: &Inventory) -> BTreeMap<Workload, BTreeSet<String>> {
 
 /// The ruleset of this node, at this moment. Deterministic.
 pub fn bind(set: &PolicySet, inventory: &Inventory, now: Timestamp) -> Ruleset {
+    bind_after(set, inventory, &BTreeSet::new(), now)
+}
+
+/// The same, where these bridges were guarded before under the same policies: they stay so, though nobody in Enforce is on them just
+/// now. Whoever comes back after all were gone (a restart of the engine) would else send before it is bound.
+pub fn bind_after(set: &PolicySet, inventory: &Inventory, guarded: &BTreeSet<String>, now: Timestamp) -> Ruleset {
     let networks = networks(inventory);
     let scene = Scene { set, networks: &networks, now };
     let mut ruleset = Ruleset { bridges: inventory.networks.values().filter_map(|n| n.bridge.clone()).collect(), ..Ruleset::default() };
@@ -37,7 +43,8 @@ pub fn bind(set: &PolicySet, inventory: &Inventory, now: Timestamp) -> Ruleset {
             watch.guarded |= guarded;
         }
     }
-    for bridge in guarded_beforehand(set, inventory) {
+    let still = ruleset.bridges.iter().filter(|bridge| guarded.contains(*bridge)).cloned().collect::<Vec<_>>();
+    for bridge in guarded_beforehand(set, inventory).chain(&still) {
         ruleset.watched.entry(bridge.clone()).or_default().guarded = true;
     }
     for container in inventory.containers.values() {

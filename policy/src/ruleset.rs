@@ -156,6 +156,13 @@ pub struct Ruleset {
     pub node: BTreeSet<IpAddr>,
 }
 
+impl Ruleset {
+    /// The bridges where an address that is not bound is dropped.
+    pub fn guarded(&self) -> BTreeSet<String> {
+        self.watched.iter().filter(|(_, watch)| watch.guarded).map(|(bridge, _)| bridge.clone()).collect()
+    }
+}
+
 /// How the kernel reports what the filter denies: NFLOG groups, and prefixes that name the side. The enforcer writes them into
 /// rules, the observer reads them from records; nothing else on the host uses them.
 pub mod log {

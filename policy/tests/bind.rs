@@ -358,3 +358,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_bridge_stays_guarded_while_nobody_is_on_it_and_only_while_it_is_there() {
+    let inventory = Inventory { networks: [network(0)].map(|network| (network.id.clone(), network)).into(), ..Inventory::default() };
+    let name = inventory.networks.values().find_map(|network| network.bridge.clone()).unwrap();
+    let before = [name.clone(), "gone".to_owned()].into();
+    let ruleset = policy::bind::bind_after(&PolicySet::default(), &inventory, &before, now());
+    assert_eq!(ruleset.guarded(), [name].into());
+    assert!(bind(&PolicySet::default(), &inventory, now()).guarded().is_empty());
+}

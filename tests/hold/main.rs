@@ -8,4 +8,5 @@ mod deaths;
 mod doors;
 mod hands;
 mod living;
+mod restart;
 mod stage;

@@ -173,6 +173,8 @@ struct Work {
     /// When to bind again without a reason from outside: a rule ends, or the kernel refused.
     wake: Instant,
     compare_at: Instant,
+    /// Generation of the plan that `wanted` was bound by.
+    bound: Option<u64>,
     /// Since when living connections are to be judged again: something was taken away.
     owed: Option<Instant>,
     since: Timestamp,
@@ -229,6 +231,7 @@ impl Work {
             orders: Some(orders),
             wake: Instant::now() + FULL_COMPARE_EVERY,
             compare_at: Instant::now() + FULL_COMPARE_EVERY,
+            bound: None,
             // What was taken away while nobody looked.
             owed: Some(Instant::now()),
             since: now,
@@ -255,6 +258,7 @@ impl Work {
         match self.keep.load::<Ruleset>(keep::RULESET) {
             Ok(Some(ruleset)) => {
                 info!(bridges = ruleset.watched.len(), "the last ruleset is put back until the engine answers");
+                self.bound = self.plan.as_ref().map(|plan| plan.generation);
                 self.enforce(ruleset);
             }
             Ok(None) => {}

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use policy::bind::bind_after;
 use policy::evaluate::Scene;
-use policy::{PolicySet, Rule, bind};
+use policy::{PolicySet, Rule};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -49,7 +50,9 @@ impl Work {
             && self.inventory_known()
         {
             let time = Timestamp::now();
-            let wanted = bind(&plan.set, &self.snapshot.inventory, time);
+            let still = if self.bound == Some(plan.generation) { self.wanted.guarded() } else { BTreeSet::new() };
+            let wanted = bind_after(&plan.set, &self.snapshot.inventory, &still, time);
+            self.bound = Some(plan.generation);
             if let Some(until) = next_end(&plan.set, time) {
                 self.wake = self.wake.min(now + until);
             }
