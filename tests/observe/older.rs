@@ -101,8 +101,11 @@ fn a_mid_flow_pick_up_is_turned_round_by_who_listens() {
         std::thread::sleep(Duration::from_secs(3));
     });
     let mut stream = web.netns.connect((db.v4, 5432).into(), Duration::from_secs(1)).unwrap();
+    let seldom = Options { sweep: Duration::from_secs(2), ..Options::default() };
     let node = Node::with(&[&bridge]).container("web", &bridge, &web, |c| c.pid = Some(inits[0].id()));
-    let mut watching = node.container("db", &bridge, &db, |c| c.pid = Some(inits[1].id())).observe_with(&host, often());
+    let mut watching = node.container("db", &bridge, &db, |c| c.pid = Some(inits[1].id())).observe_with(&host, seldom);
+    // The event has to come before a dump shows the connection.
+    watching.settle();
     ask.send(()).unwrap();
     assert!(std::io::Read::read(&mut stream, &mut [0; 16]).unwrap() > 0);
     std::io::Write::write_all(&mut stream, b"thanks").unwrap();
