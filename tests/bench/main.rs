@@ -1,0 +1,60 @@
+//! What Bulkhead costs, as figures:  `tests/bench/run [NAME...] [--short]`
+//!
+//! Each measures side by side, in one run, what Bulkhead costs and what a user would have otherwise. Programs, not tests: they print
+//! tables and judge nothing. Everything runs in network namespaces made here.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::type_complexity,
+    reason = "a benchmark: it prints, its tables are literal, and what it cannot do ends it"
+)]
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+mod change;
+mod core;
+mod figures;
+mod plane;
+#[path = "../enforce/stage.rs"]
+#[allow(dead_code, reason = "made for the suite, which uses all of it")]
+mod stage;
+mod traffic;
+
+/// A bar on a terminal, nothing elsewhere.
+pub(crate) fn progress(steps: u64) -> indicatif::ProgressBar {
+    if std::io::stderr().is_terminal() { indicatif::ProgressBar::new(steps) } else { indicatif::ProgressBar::hidden() }
+}
+
+/// Name, what it measures, how.
+const FIGURES: [(&str, &str, fn(bool)); 3] = [
+    ("plane", "throughput, connect rate, latency and packets between two containers", |short| {
+        plane::run(&plane::Effort { rounds: if short { 3 } else { 24 }, window: Duration::from_millis(if short { 100 } else { 300 }) });
+    }),
+    ("change", "a ruleset of 100,000 pairs in the kernel: full replace, one rule more and less", change::run),
+    ("core", "evaluate, bind, learn: the pure core", core::run),
+];
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let short = words.iter().any(|word| word == "--short");
+    let wanted: Vec<&String> = words.iter().filter(|word| !word.starts_with("--")).collect();
+    if let Some(unknown) = wanted.iter().find(|name| FIGURES.iter().all(|(known, ..)| *known != name.as_str())) {
+        eprintln!("no figure is called {unknown}; there are:");
+        for (name, what, _) in FIGURES {
+            eprintln!("  {name:<8} {what}");
+        }
+        std::process::exit(2);
+    }
+    if let Some(reason) = lab::process::lacks_root() {
+        eprintln!("{reason}");
+        std::process::exit(1);
+    }
+    for (name, what, run) in FIGURES {
+        if wanted.is_empty() || wanted.iter().any(|wanted| *wanted == name) {
+            println!("## {name}: {what}\n");
+            run(short);
+        }
+    }
+}
