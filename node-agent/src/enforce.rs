@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use policy::Ruleset;
 
+mod anew;
 mod arp;
 mod attribute;
 mod build;

@@ -71,7 +71,30 @@ pub fn bind_after(set: &PolicySet, inventory: &Inventory, guarded: &BTreeSet<Str
     if !ruleset.ajar.is_empty() {
         ruleset.node.clone_from(&inventory.host);
     }
+    close_beforehand(inventory, &mut ruleset);
     ruleset
+}
+
+/// Who else has addresses of a network's subnets on a bridge: should the network be made anew while nobody looks, it can't be told
+/// from them. `None`: nobody.
+pub fn contested<'a>(network: &Network, inventory: &'a Inventory) -> Option<&'a String> {
+    let others = inventory.bridges.iter().filter(|(name, _)| network.bridge.as_ref() != Some(name));
+    let shares = |address: &IpAddr| network.subnets.iter().any(|subnet| subnet.contains(address));
+    others.into_iter().find(|(_, bridge)| bridge.addresses.iter().any(shares)).map(|(name, _)| name)
+}
+
+/// What closes a guarded network that is made anew (`compose down && up`) under another bridge while the agent is dead: its subnets,
+/// and all that was there beside it and has to go on undisturbed.
+fn close_beforehand(inventory: &Inventory, ruleset: &mut Ruleset) {
+    let guarded = ruleset.guarded();
+    let ours = inventory.networks.values().filter(|network| network.bridge.as_ref().is_some_and(|bridge| guarded.contains(bridge)));
+    ruleset.subnets = ours.filter(|network| contested(network, inventory).is_none()).flat_map(|network| network.subnets.clone()).collect();
+    if ruleset.subnets.is_empty() {
+        return;
+    }
+    ruleset.known = inventory.bridges.keys().chain(&ruleset.bridges).cloned().collect();
+    let free = inventory.bridges.iter().filter(|(name, _)| !guarded.contains(*name));
+    ruleset.bystanders = free.flat_map(|(_, bridge)| bridge.ports.clone()).collect();
 }
 
 /// Bridges of networks that belong to an enforced segment by their project or name, whoever runs there. Before the first
@@ -207,6 +230,7 @@ fn open_doors(scene: &Scene<'_>, inventory: &Inventory, container: &Container, s
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inventory::NodeBridge;
     use crate::segment::{Refusal, Segment};
 
     #[test]
@@ -238,5 +262,52 @@ mod tests {
 
         assert_eq!(guarded(Mode::Enforce), ["br-named", "br-shop_back"]);
         assert_eq!(guarded(Mode::Audit), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_guarded_network_is_closed_by_its_subnet_beforehand_unless_another_bridge_carries_it() {
+        let network = |name: &str, subnet: &str| Network {
+            id: name.into(),
+            name: name.into(),
+            project: None,
+            driver: "bridge".into(),
+            bridge: Some(format!("br-{name}")),
+            subnets: vec![subnet.parse().unwrap()],
+            internal: false,
+            unmanaged: BTreeSet::new(),
+        };
+        let bridge =
+            |port: &str, address: &str| NodeBridge { ports: [port.to_owned()].into(), addresses: [address.parse().unwrap()].into() };
+        let networks = [network("shop", "10.1.0.0/16"), network("shared", "192.168.122.0/24"), network("open", "10.2.0.0/16")];
+        let inventory = Inventory {
+            networks: networks.map(|network| (network.id.clone(), network)).into(),
+            bridges: [
+                ("br-shop".to_owned(), bridge("veth1", "10.1.0.1")),
+                ("br-shared".to_owned(), bridge("veth2", "192.168.122.1")),
+                ("br-open".to_owned(), bridge("veth3", "10.2.0.1")),
+                ("virbr0".to_owned(), bridge("vnet0", "192.168.122.254")),
+            ]
+            .into(),
+            ..Inventory::default()
+        };
+        let bound = |names: &[&str]| {
+            let segment = Segment {
+                name: "shop".into(),
+                members: names.iter().map(|name| Selector::Network((*name).into())).collect(),
+                mode: Mode::Enforce,
+                refusal: Refusal::Reject,
+                promotion: None,
+            };
+            bind(&PolicySet { segments: [("shop".to_owned(), segment)].into(), ..PolicySet::default() }, &inventory, Timestamp::UNIX_EPOCH)
+        };
+        let strings = |set: &BTreeSet<String>| set.iter().cloned().collect::<Vec<_>>();
+
+        let ruleset = bound(&["shop", "shared"]);
+        assert_eq!(ruleset.subnets, ["10.1.0.0/16".parse().unwrap()].into());
+        assert_eq!(strings(&ruleset.known), ["br-open", "br-shared", "br-shop", "virbr0"]);
+        assert_eq!(strings(&ruleset.bystanders), ["veth3", "vnet0"], "ports of guarded bridges are no bystanders");
+        assert_eq!(contested(&inventory.networks["shared"], &inventory).map(String::as_str), Some("virbr0"));
+        let none = bound(&["shared"]);
+        assert!(none.subnets.is_empty() && none.known.is_empty() && none.bystanders.is_empty(), "nothing to close, nothing to say");
     }
 }

@@ -153,6 +153,16 @@ impl Container {
     }
 }
 
+/// One bridge of the node, whoever made it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeBridge {
+    /// Interface names of its ports.
+    pub ports: BTreeSet<String>,
+    /// Addresses that the node has on it.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
 /// Everything on one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -169,6 +179,9 @@ pub struct Inventory {
     /// bridge: never counted as protected.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub strangers: BTreeMap<String, String>,
+    /// Every bridge of the node by interface name: the engine's, another one's, made by hand.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub bridges: BTreeMap<String, NodeBridge>,
 }
 
 impl Inventory {

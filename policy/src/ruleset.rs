@@ -154,6 +154,16 @@ pub struct Ruleset {
     /// The node's own addresses, where there is such a port.
     #[serde(default)]
     pub node: BTreeSet<IpAddr>,
+    /// Subnets of guarded networks. The engine makes a network anew with another bridge, and mostly with the same subnet: on a bridge
+    /// that is not one of `known` nobody has such an address, until this is bound again.
+    #[serde(default)]
+    pub subnets: BTreeSet<IpNet>,
+    /// Every bridge of the node, where there are such subnets.
+    #[serde(default)]
+    pub known: BTreeSet<String>,
+    /// Ports of the bridges that are not guarded, where there are such subnets: what these say to each other is nobody's business.
+    #[serde(default)]
+    pub bystanders: BTreeSet<String>,
 }
 
 impl Ruleset {
@@ -210,6 +220,9 @@ mod tests {
             pairs: [pair].into(),
             ajar: [Door { address: "0.0.0.0".parse().unwrap(), protocol: Protocol::Udp, port: 53 }].into(),
             node: ["192.0.2.1".parse().unwrap()].into(),
+            subnets: ["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()].into(),
+            known: ["br-1".to_owned(), "virbr0".to_owned()].into(),
+            bystanders: ["vnet0".to_owned()].into(),
         };
         let json = serde_json::to_string(&ruleset).unwrap();
         assert_eq!(serde_json::from_str::<Ruleset>(&json).unwrap(), ruleset, "{json}");

@@ -373,6 +373,7 @@ pub(crate) fn shop() -> Inventory {
         host: ["10.9.0.1".parse().unwrap()].into(),
         userland_proxy: true,
         strangers: BTreeMap::new(),
+        bridges: BTreeMap::new(),
     }
 }
 

@@ -11,6 +11,7 @@ macro_rules! node {
     };
 }
 
+mod anew;
 mod around;
 mod counts;
 mod doors;

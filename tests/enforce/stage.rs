@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use lab::{Bridge, Member, Netns};
 use node_agent::enforce::{Applied, EnforceError, Enforcer, Nftables};
-use policy::inventory::{Container, Leg, Network, Published};
+use policy::inventory::{Container, Leg, Network, NodeBridge, Published};
 use policy::policy_set::{Peer, Quarantine, Rule};
 use policy::segment::Refusal;
 use policy::{Inventory, Mode, PolicySet, Ruleset, Segment, Selector, Workload, WorkloadPolicy};
@@ -29,6 +29,7 @@ pub(crate) fn inventory(bridges: &[(&Bridge<'_>, &[(&str, &Member)])]) -> Invent
             internal: false,
             unmanaged: BTreeSet::new(),
         };
+        inventory.bridges.insert(bridge.name.clone(), node_bridge(bridge));
         inventory.host.insert(bridge.gateway_v4().into());
         inventory.host.insert(bridge.gateway_v6().into());
         inventory.networks.insert(network.id.clone(), network.clone());
@@ -45,6 +46,16 @@ pub(crate) fn inventory(bridges: &[(&Bridge<'_>, &[(&str, &Member)])]) -> Invent
         }
     }
     inventory
+}
+
+/// A bridge as the node sees it: all of its ports, whoever is behind them.
+pub(crate) fn node_bridge(bridge: &Bridge<'_>) -> NodeBridge {
+    let listed = bridge.host.ip(&format!("-o link show master {}", bridge.name));
+    let name = |line: &str| line.split(": ").nth(1).and_then(|name| name.split('@').next()).map(str::to_owned);
+    NodeBridge {
+        ports: listed.lines().filter_map(name).collect(),
+        addresses: [bridge.gateway_v4().into(), bridge.gateway_v6().into()].into(),
+    }
 }
 
 /// A container without a leg.

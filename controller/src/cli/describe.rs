@@ -403,6 +403,9 @@ pub(super) fn status(client: &Client, terminal: &Terminal, args: OutputArgs) -> 
         for lack in &status.unconfined {
             terminal.say(format_args!("    {} {}", terminal.paint(Tone::Bad, "not confined:"), clean(lack)))?;
         }
+        for network in &status.contested {
+            terminal.say(format_args!("    {} {}", terminal.paint(Tone::Warn, "open if made anew:"), clean(network)))?;
+        }
         for rider in &status.riders {
             terminal.say(format_args!("    rides along by the proxy: {}", clean(rider)))?;
         }

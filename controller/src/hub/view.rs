@@ -349,6 +349,13 @@ fn notes(state: &State) -> Vec<String> {
         notes.push(format!("In force from before its guardrail: {breach}; {next}."));
     }
     for (name, node) in &state.nodes {
+        if node.status.networks.iter().any(|network| network.state == NetworkState::Enforced) {
+            notes.push(format!(
+                "Should agent and supervisor of {name} both be dead, an enforced network that is made anew meanwhile (`compose down && up`) is \
+                 closed by its subnet; with another subnet (engines before 27 give the next one, unless the network names its own) it is open \
+                 until an agent is back."
+            ));
+        }
         if node.session.is_none() {
             notes.push(format!("No agent of {name} is connected: what is shown of it is old; its kernel keeps the last plan."));
         }

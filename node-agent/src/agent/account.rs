@@ -76,6 +76,19 @@ pub fn networks(inventory: &Inventory, wanted: &Ruleset, failing: Option<&str>) 
     listed.into_values().collect()
 }
 
+/// Guarded networks that can't be closed by their subnet, should they be made anew while the agent is dead.
+pub fn contested(inventory: &Inventory, wanted: &Ruleset) -> Vec<String> {
+    let guarded = wanted.guarded();
+    let ours = inventory.networks.values().filter(|network| network.bridge.as_ref().is_some_and(|bridge| guarded.contains(bridge)));
+    let other = |network: &Network| Some((network.name.clone(), policy::bind::contested(network, inventory)?.clone()));
+    let why = |(network, bridge)| {
+        format!(
+            "{network} shares its subnet with the bridge {bridge}: made anew while the agent is dead, it is open until the agent is back"
+        )
+    };
+    ours.filter_map(other).map(why).collect()
+}
+
 /// Who reaches a filtered workload from the node itself past its published port, by the way that has to stay open for the user-land
 /// proxy: one sentence an edge.
 pub fn riders(graph: &FlowGraph, inventory: &Inventory, wanted: &Ruleset) -> Vec<String> {

@@ -529,6 +529,7 @@ impl Work {
             conntrack,
             alarms: self.alarms.list(),
             unconfined: self.unconfined.clone(),
+            contested: account::contested(&self.snapshot.inventory, &self.wanted),
             denied: self.denied.told(),
             riders: account::riders(&self.graph, &self.snapshot.inventory, &self.wanted),
         };

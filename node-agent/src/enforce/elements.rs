@@ -9,6 +9,7 @@ use policy::policy_set::Direction;
 use policy::ruleset::{Pair, Remote, Ruleset, Spot};
 use policy::service::Protocol;
 
+use super::anew;
 use super::expression::{Field, Ip};
 use super::filter::{door_verdict, is_strict, named, side_verdict};
 use super::links::Links;
@@ -287,6 +288,8 @@ fn without((low, high): Span, others: &[Span]) -> Vec<Span> {
 
 /// Fills everything but the pairs: names of bridges, sides, doors, who may talk to whom.
 pub(super) fn fill(table: &mut Table, ruleset: &Ruleset, links: &Links) {
+    anew::subnets(table, ruleset);
+    table.sets.insert("known".into(), anew::names(&ruleset.known, "bridges that were there when the agent last looked"));
     let mut insert = |set: &str, key: Vec<u8>, value: Value| {
         if let Some(set) = table.sets.get_mut(set) {
             set.insert(key, value);

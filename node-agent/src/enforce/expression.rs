@@ -12,6 +12,10 @@ pub(super) const FIRST_REGISTER: u32 = libc::NFT_REG32_00 as u32;
 /// One beyond the last.
 const END_OF_REGISTERS: u32 = libc::NFT_REG32_00 as u32 + 16;
 
+/// Since Linux 5.1; libc has not heard of them.
+const NFT_META_IIFKIND: i32 = 26;
+const NFT_META_OIFKIND: i32 = 27;
+
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CODE: u16 = 1;
@@ -31,6 +35,11 @@ pub(super) enum Field {
     Oif,
     Iifname,
     Oifname,
+    /// What made the interface: `bridge`, `veth`. No match where it has no kind (a physical one).
+    Iifkind,
+    Oifkind,
+    /// The type of what the frame carries, within a tag too.
+    Protocol,
     Source(Ip),
     Destination(Ip),
     L4Protocol,
@@ -52,7 +61,7 @@ impl Field {
     pub(super) fn key_type(self) -> KeyType {
         match self {
             Self::Iif | Self::Oif => KeyType::InterfaceIndex,
-            Self::Iifname | Self::Oifname => KeyType::InterfaceName,
+            Self::Iifname | Self::Oifname | Self::Iifkind | Self::Oifkind => KeyType::InterfaceName,
             Self::Source(Ip::V4) | Self::Destination(Ip::V4) | Self::ArpSenderAddress => KeyType::Ipv4,
             Self::Source(Ip::V6) | Self::Destination(Ip::V6) | Self::NeighbourTarget => KeyType::Ipv6,
             Self::L4Protocol => KeyType::Protocol,
@@ -60,7 +69,7 @@ impl Field {
             Self::IcmpType => KeyType::IcmpType,
             Self::Icmpv6Type => KeyType::Icmpv6Type,
             Self::EtherSource | Self::EtherDestination | Self::ArpSenderMac => KeyType::Mac,
-            Self::EtherType => KeyType::EtherType,
+            Self::EtherType | Self::Protocol => KeyType::EtherType,
         }
     }
 
@@ -74,6 +83,9 @@ impl Field {
             Self::Oif => meta(libc::NFT_META_OIF),
             Self::Iifname => meta(libc::NFT_META_IIFNAME),
             Self::Oifname => meta(libc::NFT_META_OIFNAME),
+            Self::Iifkind => meta(NFT_META_IIFKIND),
+            Self::Oifkind => meta(NFT_META_OIFKIND),
+            Self::Protocol => meta(libc::NFT_META_PROTOCOL),
             Self::L4Protocol => meta(libc::NFT_META_L4PROTO),
             Self::Source(Ip::V4) => payload(NETWORK, 12),
             Self::Destination(Ip::V4) => payload(NETWORK, 16),

@@ -12,6 +12,8 @@
 //! Each standing has a chain a direction, flat and with the same look-ups: the kernel validates chains once for each element of
 //! a map that leads there, and nft 1.0.6 cannot list a map within a map.
 //!
+//! Behind that, for the bridges that are not watched: those made since the agent last looked ([`anew`]).
+//!
 //! In input `meta oif` is 0 and in output `meta iif` is 0, which is the node's own index: the same keys serve all hooks.
 
 use nix::libc;
@@ -20,6 +22,7 @@ use policy::policy_set::Direction;
 use policy::ruleset::log;
 use policy::segment::Refusal;
 
+use super::anew;
 use super::build::rule;
 use super::count::{self, Reason};
 use super::elements::{Group, Kind, Shape};
@@ -120,6 +123,9 @@ pub(super) fn table(shape: &Shape) -> Table {
     chain("error_stranger", None, error_stranger());
     chain("fresh", None, fresh());
     chain("sides", None, sides());
+    chain("anew", None, anew::bridges());
+    chain("anew_node", None, anew::node());
+    chain("homeless", None, anew::homeless());
     chain("pass", None, vec![rule("passes; the bridge table drops what lacks this mark").mark(0, ACCEPTED).then(Verdict::Accept)]);
     for direction in [Direction::Egress, Direction::Ingress] {
         let names = Names::of(direction);
@@ -202,20 +208,25 @@ fn constant_sets(table: &mut Table) {
         let key = [KeyType::InterfaceIndex, address(ip), address(ip), KeyType::Port, KeyType::Port];
         add(named("udp_seen", ip), Set { dynamic: Some(seen), ..Set::of(&key, "UDP flows whose late answers pass if their policy does") });
     }
-    let types = |key: KeyType, comment: &str, types: &[u8]| {
-        let mut set = Set::of(&[key], comment);
-        types.iter().for_each(|&number| set.insert(vec![number, 0, 0, 0], Value::Nothing));
-        set
-    };
     // RFC 792: destination unreachable, time exceeded, parameter problem. Redirect (5) is not among them, and never will be.
     add("errors4".into(), types(KeyType::IcmpType, "ICMP errors", &[3, 11, 12]));
     // RFC 4443: destination unreachable, packet too big, time exceeded, parameter problem.
     add("errors6".into(), types(KeyType::Icmpv6Type, "ICMPv6 errors", &[1, 2, 3, 4]));
-    // RFC 4861: solicitation and advertisement of neighbours.
-    add("neighbours".into(), types(KeyType::Icmpv6Type, "neighbour discovery between any two ends of a bridge", &[135, 136]));
+    add("neighbours".into(), neighbours());
     // RFC 4861, 2710, 3810: router discovery and multicast listeners, a matter between a host and its router.
     let link = &[130, 131, 132, 133, 134, 135, 136, 143];
     add("link_matters".into(), types(KeyType::Icmpv6Type, "what a host and its router say to each other", link));
+}
+
+fn types(key: KeyType, comment: &str, types: &[u8]) -> Set {
+    let mut set = Set::of(&[key], comment);
+    types.iter().for_each(|&number| set.insert(vec![number, 0, 0, 0], Value::Nothing));
+    set
+}
+
+/// RFC 4861: solicitation and advertisement of neighbours.
+pub(super) fn neighbours() -> Set {
+    types(KeyType::Icmpv6Type, "neighbour discovery between any two ends of a bridge", &[135, 136])
 }
 
 fn unpinned() -> Rule {
@@ -230,6 +241,8 @@ fn forward() -> Vec<Rule> {
         unpinned(),
         rule("from a watched bridge").within(&[Field::Iifname], "watched").then(Verdict::Goto("judge")),
         rule("to a watched bridge").within(&[Field::Oifname], "watched").then(Verdict::Goto("judge")),
+        anew::from("anew"),
+        anew::to("anew"),
     ]
 }
 
@@ -242,6 +255,7 @@ fn input() -> Vec<Rule> {
         rule("IP to a MAC address of bridge protocols: it came in around the bridge").reserved_destination().drop(),
         unpinned(),
         rule("from a container to the node").within(&[Field::Iifname], "watched").then(Verdict::Goto("arrival")),
+        anew::from("anew_node"),
         rule("to a port published by the engine's proxy").then(Verdict::Goto("door")),
     ]
 }
@@ -256,6 +270,7 @@ fn output() -> Vec<Rule> {
             .then(Verdict::Accept),
         watched("the node as multicast querier").l4(libc::IPPROTO_IGMP as u8).then(Verdict::Accept),
         watched("from the node to a container").then(Verdict::Goto("judge")),
+        anew::to("anew_node"),
     ]
 }
 

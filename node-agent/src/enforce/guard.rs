@@ -9,6 +9,7 @@
 use nix::libc;
 use policy::ruleset::log;
 
+use super::anew;
 use super::build::rule;
 use super::elements::octets;
 use super::expression::{Field, Ip};
@@ -69,6 +70,11 @@ pub(super) fn table(ruleset: &Ruleset) -> Table {
     {
         table.sets.insert(name.to_owned(), set);
     }
+    anew::subnets(&mut table, ruleset);
+    let bystanders = anew::names(&ruleset.bystanders, "ports of bridges that are not guarded");
+    for (name, set) in [("bystanders", bystanders), ("neighbours", super::filter::neighbours()), ("tags", anew::tags(ruleset))] {
+        table.sets.insert(name.to_owned(), set);
+    }
     let mut chain = |name: &str, hook: Option<Hook>, rules: Vec<Rule>| {
         table.chains.insert(name.to_owned(), Chain { hook, rules });
     };
@@ -82,6 +88,8 @@ pub(super) fn table(ruleset: &Ruleset) -> Table {
     chain("forward", Some(Hook { number: libc::NF_BR_FORWARD as u32, priority: BEHIND_INET }), forward());
     chain("output", Some(Hook { number: libc::NF_BR_LOCAL_OUT as u32, priority: BEHIND_INET }), output());
     chain("seen", None, seen());
+    chain("anew", None, anew::ports());
+    chain("homeless", None, anew::homeless_ports());
     table
 }
 
@@ -188,7 +196,7 @@ fn forward() -> Vec<Rule> {
         // Who took a neighbour's MAC address before being bound would get its packets.
         rule("to a port that nobody bound yet").within(&[PORT], "ports").not_within(&[Field::Oifname], "ports").drop(),
         rule("between ports of guarded bridges").within(&[PORT], "ports").then(Verdict::Goto("seen")),
-        rule("").not_within(&[Field::Oifname], "ports").then(Verdict::Return),
+        rule("between ports that nobody bound").not_within(&[Field::Oifname], "ports").then(Verdict::Goto("anew")),
         rule("other types, from a port that nobody bound yet").not_within(&[Field::EtherType], "ethertypes").drop(),
         is_type("ARP from a port that nobody bound yet: asked again within a second", ARP).drop(),
         rule("").then(Verdict::Goto("seen")),

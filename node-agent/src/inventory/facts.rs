@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use policy::Inventory;
-use policy::inventory::{Attachment, Container, Leg, Network, Published, Unmanaged, name};
+use policy::inventory::{Attachment, Container, Leg, Network, NodeBridge, Published, Unmanaged, name};
 
 /// A MAC address.
 pub(crate) type Mac = [u8; 6];
@@ -58,12 +58,26 @@ pub(crate) struct Details {
 /// What rtnetlink tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Links {
-    /// Interface names of the bridges.
-    pub(crate) bridges: BTreeSet<String>,
+    /// Interface names of the bridges, and the node's addresses on each.
+    pub(crate) bridges: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Ports of bridges, by interface name.
     pub(crate) ports: BTreeMap<String, Port>,
     /// Addresses of the node.
     pub(crate) host: BTreeSet<IpAddr>,
+}
+
+impl Links {
+    /// Each bridge with its ports.
+    fn node_bridges(&self) -> BTreeMap<String, NodeBridge> {
+        let bridge = |(name, addresses): (&String, &BTreeSet<IpAddr>)| {
+            (name.clone(), NodeBridge { addresses: addresses.clone(), ports: BTreeSet::new() })
+        };
+        let mut bridges: BTreeMap<_, _> = self.bridges.iter().map(bridge).collect();
+        for (name, port) in &self.ports {
+            bridges.entry(port.bridge.clone()).or_default().ports.insert(name.clone());
+        }
+        bridges
+    }
 }
 
 /// A port of a bridge.
@@ -155,8 +169,14 @@ impl Facts {
         for container in containers.values_mut() {
             container.members.sort();
         }
-        let inventory =
-            Inventory { networks, containers, host: links.host.clone(), userland_proxy: self.userland_proxy, ..Inventory::default() };
+        let inventory = Inventory {
+            networks,
+            containers,
+            host: links.host.clone(),
+            userland_proxy: self.userland_proxy,
+            strangers: BTreeMap::new(),
+            bridges: links.node_bridges(),
+        };
         (inventory, notes)
     }
 
@@ -181,7 +201,7 @@ impl Facts {
     fn network(&self, id: &str, fact: &NetworkFact, links: &Links) -> Network {
         let mut unmanaged: BTreeSet<Unmanaged> = self.engine_unmanaged.iter().cloned().map(Unmanaged::Node).collect();
         match (fact.driver.as_str(), &fact.bridge) {
-            ("bridge", Some(bridge)) if links.bridges.contains(bridge) => {}
+            ("bridge", Some(bridge)) if links.bridges.contains_key(bridge) => {}
             ("bridge", Some(bridge)) => {
                 unmanaged.insert(Unmanaged::NoBridge(bridge.clone()));
             }

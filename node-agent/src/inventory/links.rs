@@ -208,8 +208,9 @@ impl Table {
             let bridge = self.bridges.get(&row.bridge)?.clone();
             Some((row.name.clone(), Port { bridge, peer: row.peer.clone() }))
         };
+        let addresses = |index: &u32| self.addresses.get(index).cloned().unwrap_or_default();
         Links {
-            bridges: self.bridges.values().cloned().collect(),
+            bridges: self.bridges.iter().map(|(index, name)| (name.clone(), addresses(index))).collect(),
             ports: self.ports.values().filter_map(port).collect(),
             // A bridge's port has a link-local address of its own that nothing is received at: its frames go to the bridge.
             host: self.addresses.iter().filter(|(index, _)| !self.ports.contains_key(index)).flat_map(|(_, held)| held).copied().collect(),

@@ -139,6 +139,9 @@ fn every_kind_of_rule() -> Ruleset {
         pairs,
         ajar: BTreeSet::from([door]),
         node: BTreeSet::from([parsed("192.0.2.1")]),
+        subnets: ["192.0.2.0/24", "2001:db8::/64"].iter().filter_map(|net| net.parse().ok()).collect(),
+        known: BTreeSet::from([BRIDGE.to_owned()]),
+        bystanders: BTreeSet::new(),
     }
 }
 

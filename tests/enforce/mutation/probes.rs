@@ -1,5 +1,7 @@
 //! The probes: each a packet with a number, where it is looked for, and whether it gets there while every rule stands.
 
+mod anew;
+
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use lab::frame;
@@ -468,6 +470,7 @@ pub(super) fn round(scene: &Scene<'_>, round: u16) -> (Vec<Probe>, Seen) {
     scene.connections.borrow_mut().forget_connections();
     let mut script = Script { scene, round, sent: Vec::new() };
     script.guard();
+    script.made_anew();
     script.filter();
     script.expected();
     script.look_ups();

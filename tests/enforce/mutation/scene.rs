@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use lab::bridge::mac_text;
 use lab::frame::{self, Frames};
 use lab::{Bridge, Internet, Member, Netns, Veth};
@@ -13,7 +14,7 @@ use policy::ruleset::log;
 use policy::{Mode, Protocol, Ruleset};
 
 use super::netlink::Nfnetlink;
-use crate::stage::{Policy, inventory, mac_of, published};
+use crate::stage::{Policy, inventory, mac_of, node_bridge, published};
 
 /// What each probe carries, with its number behind it.
 const MAGIC: &[u8] = b"BHmp";
@@ -105,7 +106,7 @@ fn policy() -> Policy {
 impl<'h> Scene<'h> {
     pub(super) fn new(host: &'h Netns) -> Self {
         let mut bridges: Vec<Bridge<'h>> = Vec::new();
-        for (n, name) in [(1, "br0"), (2, "br1"), (3, "br2"), (9, "br9")] {
+        for (n, name) in [(1, "br0"), (2, "br1"), (3, "br2"), (9, "br9"), (6, "br6"), (7, "br7")] {
             bridges.push(Bridge::new(host, name, &format!("10.{n}.0.0/24"), &format!("2001:db8:{n}::/64")));
         }
         let mut members: Vec<(&'static str, usize, Member)> = Vec::new();
@@ -114,20 +115,27 @@ impl<'h> Scene<'h> {
             (1, &["cl", "se"]),
             (2, &["x", "y", "un2"]),
             (3, &["v", "w"]),
+            // Two networks made anew.
+            (4, &["n6", "m6"]),
+            (5, &["n7", "m7"]),
         ] {
             for name in names {
                 members.push((name, bridge, bridges[bridge].add(name)));
             }
         }
+        let others = node_bridge(&bridges[3]);
+        // Another one's bridge gets a port since the agent looked last.
+        members.push(("late", 3, bridges[3].add("late")));
         let internet = Internet::behind(host);
         crate::stage::settled(host);
         bridges[2].set_nf_call(false);
+        bridges[5].set_nf_call(false);
         for key in ["net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit", "net.ipv4.conf.all.rp_filter", "net.ipv6.icmp.ratemask"] {
             if host.sysctl(key).is_some() {
                 host.set_sysctl(key, if key.ends_with("mask") { "" } else { "0" });
             }
         }
-        let names = ["br0", "br1", "br2", "br9"];
+        let names = ["br0", "br1", "br2", "br9", "br6", "br7"];
         let mut ends = BTreeMap::new();
         for (name, bridge, member) in &members {
             mute(&member.netns, "eth0");
@@ -155,6 +163,10 @@ impl<'h> Scene<'h> {
         let (first, second, third) = (on(0), on(1), on(2));
         let mut inventory = inventory(&[(&bridges[0], &first), (&bridges[1], &second), (&bridges[2], &third)]);
         inventory.userland_proxy = true;
+        inventory.bridges.insert("br9".to_owned(), others);
+        // The first network had these too: its bridge is gone, and there are others.
+        let subnets = bridges[4..].iter().flat_map(|bridge| [IpNet::from(bridge.v4), bridge.v6.into()]);
+        inventory.networks.get_mut("net-br0").unwrap().subnets.extend(subnets);
         inventory.host.extend(NODE.map(|at| at.parse::<IpAddr>().unwrap()));
         for (name, door) in DOORS {
             let doors = ["0.0.0.0", "::"].into_iter().flat_map(|at| {

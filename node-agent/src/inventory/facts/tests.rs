@@ -44,7 +44,7 @@ fn links(ports: &[(&str, Mac, &[&str])]) -> Links {
         let peer = Peer { mac, link_local: link_local.iter().map(|text| text.parse().unwrap()).collect() };
         (name.to_owned(), Port { bridge: "br0".to_owned(), peer: Some(peer) })
     };
-    Links { bridges: BTreeSet::from(["br0".to_owned()]), ports: ports.iter().map(port).collect(), host: BTreeSet::new() }
+    Links { bridges: BTreeMap::from([("br0".to_owned(), BTreeSet::new())]), ports: ports.iter().map(port).collect(), host: BTreeSet::new() }
 }
 
 #[test]
