@@ -18,8 +18,10 @@ use scene::{Scene, Seen};
 
 const DOOR_SPEED: &str = "what was allowed is in the pairs that are looked up next; this one spares the look-ups";
 
+const SPEED: &str = "the rules below it say the same; this one spares most packets the look-ups";
+
 /// Rules that no packet shows, and why they are there all the same.
-const SECOND: [(&str, &str, &str); 8] = [
+const SECOND: [(&str, &str, &str); 11] = [
     (
         "error",
         "from the node: the gateway, or our refusal",
@@ -41,6 +43,9 @@ const SECOND: [(&str, &str, &str); 8] = [
         "needs the engine's proxy, which listens at any address: `a_published_udp_port_hears_nobody_else_...` in tests/hold",
     ),
     ("unknown_sender", "logged (IPv4)", "the guard lets in no IPv4 address that is not bound; IPv6's link-local ones are the case"),
+    ("forward", "what follows a connection that was allowed, from who it says: the road of most packets", SPEED),
+    ("forward", "checked where it came in, passed by the filter, to the port's own MAC address: the road of most packets", SPEED),
+    ("ipv6", "TCP: none of the below", SPEED),
     ("door_audit", "a connection that was allowed", DOOR_SPEED),
     ("door_drop", "a connection that was allowed", DOOR_SPEED),
     ("door_refuse", "a connection that was allowed", DOOR_SPEED),

@@ -102,6 +102,13 @@ impl Draft {
             .compare(true, &[0; 4])
     }
 
+    /// Only where these bits of the packet's mark are all set.
+    pub(super) fn mark_has(self, bits: u32) -> Self {
+        self.push(Expression::Meta { key: libc::NFT_META_MARK as u32, register: FIRST_REGISTER })
+            .masked(bits.to_ne_bytes().to_vec())
+            .compare(true, &bits.to_ne_bytes())
+    }
+
     /// Clears some bits of the mark, then sets some; all others survive.
     pub(super) fn mark(self, clear: u32, set: u32) -> Self {
         let register = FIRST_REGISTER;

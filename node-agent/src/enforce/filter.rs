@@ -238,6 +238,12 @@ fn unpinned() -> Rule {
 
 fn forward() -> Vec<Rule> {
     vec![
+        // The guard marks only what comes from a guarded bridge, which is a watched one: `judge` says the same after three look-ups.
+        rule("what follows a connection that was allowed, from who it says: the road of most packets")
+            .mark_has(PINNED)
+            .state(ESTABLISHED)
+            .mark(0, ACCEPTED)
+            .then(Verdict::Accept),
         unpinned(),
         rule("from a watched bridge").within(&[Field::Iifname], "watched").then(Verdict::Goto("judge")),
         rule("to a watched bridge").within(&[Field::Oifname], "watched").then(Verdict::Goto("judge")),

@@ -39,23 +39,25 @@ pub(super) fn table(ruleset: &Ruleset) -> Table {
     let port = KeyType::InterfaceName;
     let mut ports = Set::of(&[port], "ports of guarded bridges");
     let mut macs = Set::of(&[port, KeyType::Mac], "the MAC address of a port");
-    let mut addresses4 = Set::of(&[port, KeyType::Ipv4], "the IPv4 addresses of a port");
-    let mut addresses6 = Set::of(&[port, KeyType::Ipv6], "the IPv6 addresses of a port");
+    let mut own4 = Set::of(&[port, KeyType::Mac, KeyType::Ipv4], "the IPv4 addresses of a port, with its MAC address");
+    let mut own6 = Set::of(&[port, KeyType::Mac, KeyType::Ipv6], "the IPv6 addresses of a port, with its MAC address");
     for (name, pin) in &ruleset.pins {
-        let key = |bytes: &[u8]| {
-            let mut key = interface_name(name);
-            part(&mut key, bytes);
+        let mut station = interface_name(name);
+        part(&mut station, &pin.mac);
+        let key = |address: &[u8]| {
+            let mut key = station.clone();
+            part(&mut key, address);
             key
         };
         ports.insert(interface_name(name), Value::Nothing);
-        macs.insert(key(&pin.mac), Value::Nothing);
+        macs.insert(station.clone(), Value::Nothing);
         // The kernel in the container makes this one itself; the filter knows it only if it is bound, so it carries
         // neighbour discovery and no more.
-        addresses6.insert(key(&link_local(pin.mac).octets()), Value::Nothing);
+        own6.insert(key(&link_local(pin.mac).octets()), Value::Nothing);
         for address in &pin.addresses {
             let set = match address {
-                IpAddr::V4(_) => &mut addresses4,
-                IpAddr::V6(_) => &mut addresses6,
+                IpAddr::V4(_) => &mut own4,
+                IpAddr::V6(_) => &mut own6,
             };
             set.insert(key(&octets(*address)), Value::Nothing);
         }
@@ -66,8 +68,7 @@ pub(super) fn table(ruleset: &Ruleset) -> Table {
         part(&mut key, &ethertype);
         ethertypes.insert(key, Value::Nothing);
     }
-    for (name, set) in [("ports", ports), (MACS, macs), ("addresses4", addresses4), ("addresses6", addresses6), ("ethertypes", ethertypes)]
-    {
+    for (name, set) in [("ports", ports), (MACS, macs), ("own4", own4), ("own6", own6), ("ethertypes", ethertypes)] {
         table.sets.insert(name.to_owned(), set);
     }
     anew::subnets(&mut table, ruleset);
@@ -83,6 +84,7 @@ pub(super) fn table(ruleset: &Ruleset) -> Table {
     chain("arp", None, arp());
     chain("ipv4", None, ipv4());
     chain("ipv6", None, ipv6());
+    chain("nameless", None, nameless());
     chain("fragment", None, fragment());
     chain("spoofed", None, vec![rule("").log(log::DENY_GROUP, log::DENY_SPOOF), rule("sent from what is not its own").drop()]);
     chain("forward", Some(Hook { number: libc::NF_BR_FORWARD as u32, priority: BEHIND_INET }), forward());
@@ -98,8 +100,17 @@ pub(super) const MACS: &str = "macs";
 
 const PORT: Field = Field::Iifname;
 
+/// Most packets are IP from who they say they are: they meet one look-up and no other rule of the port.
 fn prerouting() -> Vec<Rule> {
-    vec![rule("from a port of a guarded bridge").within(&[PORT], "ports").then(Verdict::Goto("port"))]
+    vec![
+        is_type("IPv4 from its own port, MAC and IPv4 address", IPV4)
+            .within(&[PORT, Field::EtherSource, Field::Source(Ip::V4)], "own4")
+            .then(Verdict::Goto("ipv4")),
+        is_type("IPv6 from its own port, MAC and IPv6 address", IPV6)
+            .within(&[PORT, Field::EtherSource, Field::Source(Ip::V6)], "own6")
+            .then(Verdict::Goto("ipv6")),
+        rule("from a port of a guarded bridge").within(&[PORT], "ports").then(Verdict::Goto("port")),
+    ]
 }
 
 fn is_type(comment: &str, ethertype: [u8; 2]) -> super::build::Draft {
@@ -110,9 +121,9 @@ fn port_rules() -> Vec<Rule> {
     vec![
         rule("802.1Q, QinQ, PPPoE, unknown types: nothing filters them further on").not_within(&[Field::EtherType], "ethertypes").drop(),
         rule("another's MAC address").not_within(&[PORT, Field::EtherSource], MACS).then(Verdict::Goto("spoofed")),
-        is_type("", IPV4).then(Verdict::Goto("ipv4")),
-        is_type("", IPV6).then(Verdict::Goto("ipv6")),
         is_type("", ARP).then(Verdict::Goto("arp")),
+        is_type("", IPV6).equals(Field::Source(Ip::V6), &[0; 16]).then(Verdict::Jump("nameless")),
+        rule("another's IP address").then(Verdict::Goto("spoofed")),
     ]
 }
 
@@ -121,9 +132,14 @@ fn arp() -> Vec<Rule> {
     const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
     vec![
         rule("ARP for anything but IPv4 over Ethernet").network_bytes_not(0, &ETHERNET_IPV4).drop(),
-        rule("claims another's MAC address").not_within(&[PORT, Field::ArpSenderMac], MACS).then(Verdict::Goto("spoofed")),
-        rule("a probe claims no address (RFC 5227)").equals(Field::ArpSenderAddress, &[0; 4]).mark(ACCEPTED, PINNED).then(Verdict::Accept),
-        rule("claims another's IPv4 address").not_within(&[PORT, Field::ArpSenderAddress], "addresses4").then(Verdict::Goto("spoofed")),
+        rule("a probe claims no address (RFC 5227)")
+            .equals(Field::ArpSenderAddress, &[0; 4])
+            .within(&[PORT, Field::ArpSenderMac], MACS)
+            .mark(ACCEPTED, PINNED)
+            .then(Verdict::Accept),
+        rule("claims another's MAC or IPv4 address")
+            .not_within(&[PORT, Field::ArpSenderMac, Field::ArpSenderAddress], "own4")
+            .then(Verdict::Goto("spoofed")),
         pinned(),
     ]
 }
@@ -136,29 +152,33 @@ fn from_port(comment: &str, port: u16) -> Rule {
     rule(comment).l4(libc::IPPROTO_UDP as u8).equals(Field::SourcePort, &port.to_be_bytes()).drop()
 }
 
+fn icmpv6(comment: &str, number: u8) -> super::build::Draft {
+    rule(comment).l4(libc::IPPROTO_ICMPV6 as u8).equals(Field::Icmpv6Type, &[number])
+}
+
 fn ipv4() -> Vec<Rule> {
+    vec![from_port("DHCP server answers from a container", 67), pinned()]
+}
+
+fn ipv6() -> Vec<Rule> {
     vec![
-        rule("another's IPv4 address").not_within(&[PORT, Field::Source(Ip::V4)], "addresses4").then(Verdict::Goto("spoofed")),
-        from_port("DHCP server answers from a container", 67),
+        rule("TCP: none of the below").l4(libc::IPPROTO_TCP as u8).mark(ACCEPTED, PINNED).then(Verdict::Accept),
+        icmpv6("router advertisement from a container", 134).drop(),
+        icmpv6("redirect from a container", 137).drop(),
+        icmpv6("claims another's IPv6 address", 136)
+            .not_within(&[PORT, Field::EtherSource, Field::NeighbourTarget], "own6")
+            .then(Verdict::Goto("spoofed")),
+        from_port("DHCPv6 server answers from a container", 547),
+        rule("a first fragment: its headers are to be seen").fragment(true).then(Verdict::Goto("fragment")),
         pinned(),
     ]
 }
 
-fn ipv6() -> Vec<Rule> {
-    let icmp = |comment: &str, number: u8| rule(comment).l4(libc::IPPROTO_ICMPV6 as u8).equals(Field::Icmpv6Type, &[number]);
+/// IPv6 from the unspecified address, before a container has one.
+fn nameless() -> Vec<Rule> {
     vec![
-        icmp("duplicate address detection (RFC 4862, 5.4.2)", 135)
-            .equals(Field::Source(Ip::V6), &[0; 16])
-            .mark(ACCEPTED, PINNED)
-            .then(Verdict::Accept),
-        icmp("listener reports before there is an address (RFC 3590)", 143).equals(Field::Source(Ip::V6), &[0; 16]).drop(),
-        rule("another's IPv6 address").not_within(&[PORT, Field::Source(Ip::V6)], "addresses6").then(Verdict::Goto("spoofed")),
-        icmp("router advertisement from a container", 134).drop(),
-        icmp("redirect from a container", 137).drop(),
-        icmp("claims another's IPv6 address", 136).not_within(&[PORT, Field::NeighbourTarget], "addresses6").then(Verdict::Goto("spoofed")),
-        from_port("DHCPv6 server answers from a container", 547),
-        rule("a first fragment: its headers are to be seen").fragment(true).then(Verdict::Goto("fragment")),
-        pinned(),
+        icmpv6("duplicate address detection (RFC 4862, 5.4.2)", 135).mark(ACCEPTED, PINNED).then(Verdict::Accept),
+        icmpv6("listener reports before there is an address (RFC 3590)", 143).drop(),
     ]
 }
 
@@ -192,6 +212,10 @@ fn output() -> Vec<Rule> {
 
 fn forward() -> Vec<Rule> {
     vec![
+        rule("checked where it came in, passed by the filter, to the port's own MAC address: the road of most packets")
+            .mark_has(PINNED | ACCEPTED)
+            .within(&[Field::Oifname, Field::EtherDestination], MACS)
+            .then(Verdict::Accept),
         to_another(),
         // Who took a neighbour's MAC address before being bound would get its packets.
         rule("to a port that nobody bound yet").within(&[PORT], "ports").not_within(&[Field::Oifname], "ports").drop(),

@@ -218,6 +218,10 @@ impl Script<'_, '_> {
             (request[1], request[7]) = (hardware, 1);
             self.put(from, [[255; 6], self.scene.ends[from].mac], frame::ETH_ARP, &[request, marker(id)].concat());
         }
+        let id = self.next("ARP in a frame of another's MAC address".to_owned(), "le", false);
+        let mut request = frame::arp_reply(re, own, [0; 6], router);
+        request[7] = 1;
+        self.put("re", [[255; 6], ot], frame::ETH_ARP, &[request, marker(id)].concat());
         self.answered("re", true);
         self.answered("un", false);
 
@@ -341,6 +345,11 @@ impl Script<'_, '_> {
             let to = self.address("re", v);
             self.plain("an error of a router outside", "net", "re", true, |id| {
                 icmp(router, to, [error, 1, 0, 0, 0, 0, 0, 0], &packet(id, out, SYN))
+            });
+            let asked = self.ask("asks", "re", "net", v, ["icmp/8", "icmpv6/128"][v], true);
+            let [high, low] = asked.source_port.to_be_bytes();
+            self.plain("an answer from outside", "net", "re", true, |id| {
+                icmp(asked.to, asked.from, [[0, 129][v], 0, 0, 0, high, low, 0, 1], &marker(id))
             });
             let come = self.ask("opens", "net", "re", v, "tcp/80", true);
             self.quote("an error to the outside", error, "re", "net", come, true);
