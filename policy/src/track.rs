@@ -11,7 +11,7 @@
 //! what follows is only more bytes. The one exception says more than it counts: a flow that was reported as one-way, unanswered
 //! or without data and then is used after all is counted a second time, as established.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -34,6 +34,9 @@ const QUIET: SignedDuration = SignedDuration::from_secs(30);
 
 /// How long UDP that repeats waits for an answer before it is reported as one-way. Answers that come later are counted too.
 const ONE_WAY_AFTER: SignedDuration = SignedDuration::from_secs(10);
+
+/// How long the event of a connection that a dump has shown is waited for: it is on its way, or was lost.
+const EVENT_WITHIN: SignedDuration = SignedDuration::from_secs(1);
 
 /// `enum tcp_conntrack` (linux/netfilter/nf_conntrack_tcp.h).
 mod tcp {
@@ -59,6 +62,8 @@ struct Open {
     /// Dumps in a row that did not have it.
     missing: u8,
     pre_existing: bool,
+    /// It may have been met in the middle: only a dump shows it, and only its NEW event, which was lost, could tell.
+    unsure: bool,
     /// The entry runs against the flow: it is the late answer to it, or its other half after the table was flushed.
     reversed: bool,
     /// What was said of the flow so far.
@@ -81,6 +86,8 @@ pub struct Tracker {
     /// Payload is marked in the label. False: the kernel can't, and byte counts decide.
     marks_payload: bool,
     open: HashMap<EntryKey, Open>,
+    /// What a dump has shown before its event was read, and when.
+    early: BTreeMap<EntryKey, (Entry, Timestamp)>,
     past: Past,
     silent: Silent,
     last_flow: FlowId,
@@ -91,8 +98,8 @@ pub struct Tracker {
 impl Tracker {
     /// Nothing seen yet. `marks_payload`: whether [`Stamp::payload`] can be believed to be set where there was payload.
     pub fn new(since: Timestamp, marks_payload: bool) -> Self {
-        let (open, past, silent) = (HashMap::new(), Past::default(), Silent::default());
-        Self { since, marks_payload, open, past, silent, last_flow: 0, dump: 0, dump_began: since }
+        let (open, early, past, silent) = (HashMap::new(), BTreeMap::new(), Past::default(), Silent::default());
+        Self { since, marks_payload, open, early, past, silent, last_flow: 0, dump: 0, dump_began: since }
     }
 
     /// How many connections are followed.
@@ -102,6 +109,39 @@ impl Tracker {
 
     /// Folds in one message of the kernel, read at `now`.
     pub fn feed(&mut self, kind: Kind, entry: &Entry, now: Timestamp, out: &mut Vec<Sight>) {
+        let key = entry.key();
+        let early = self.early.remove(&key).filter(|(early, _)| early.id == entry.id || entry.id.is_none());
+        match (kind, early) {
+            (Kind::New, Some((early, _))) => return self.fold(kind, &Entry { started: early.started, ..*entry }, now, out),
+            (Kind::Update | Kind::Destroy, Some((early, _))) => self.fold(Kind::Dump, &early, now, out),
+            (Kind::Dump, early) if self.comes_before_its_event(entry) => {
+                let shown = early.map_or(now, |(_, shown)| shown);
+                self.early.insert(key, (*entry, shown));
+                return;
+            }
+            (Kind::New | Kind::Update | Kind::Destroy | Kind::Dump, _) => {}
+        }
+        self.fold(kind, entry, now, out);
+    }
+
+    /// Whether a dump shows a connection of which the NEW event may still be on its way. That event tells whether it was met in the
+    /// middle: then the tuple may be the wrong way round.
+    fn comes_before_its_event(&self, entry: &Entry) -> bool {
+        entry.original.protocol == Protocol::Tcp
+            && met_in_the_middle(entry.state)
+            && entry.started.is_some_and(|started| started >= self.since)
+            && self.open.get(&entry.key()).is_none_or(|open| open.kernel_id != entry.id && entry.id.is_some())
+    }
+
+    /// Takes up what a dump has shown and no event has followed: it was lost. Call it some times a second.
+    pub fn settle(&mut self, now: Timestamp, out: &mut Vec<Sight>) {
+        let late: Vec<_> = self.early.extract_if(.., |_, (_, shown)| now.duration_since(*shown) >= EVENT_WITHIN).collect();
+        for (_, (entry, _)) in late {
+            self.fold(Kind::Dump, &entry, now, out);
+        }
+    }
+
+    fn fold(&mut self, kind: Kind, entry: &Entry, now: Timestamp, out: &mut Vec<Sight>) {
         let key = entry.key();
         let known = self.open.get(&key).map(|open| open.kernel_id == entry.id || entry.id.is_none());
         match (kind, known) {
@@ -185,6 +225,7 @@ impl Tracker {
             dump: self.dump,
             missing: 0,
             pre_existing: old || picked_up,
+            unsure: kind == Kind::Dump && entry.original.protocol == Protocol::Tcp && met_in_the_middle(entry.state),
             reversed: false,
             outcome: None,
             payload: false,
@@ -262,7 +303,7 @@ fn wire(entry: &Entry, open: &Open) -> Wire {
         if protocol.has_ports() { (entry.reply.source, entry.reply.source_port) } else { (entry.reply.source, destination_port) };
     let rewritten = entry.status.destination_nat() || server != entry.original.destination;
     // A rewritten connection has its direction from the rule that rewrote its first packet; ICMP has it from the type.
-    let sure = !open.pre_existing || rewritten || entry.status.source_nat() || protocol.has_types();
+    let sure = !(open.pre_existing || open.unsure) || rewritten || entry.status.source_nat() || protocol.has_types();
     Wire {
         tuple: entry.original,
         server,

@@ -30,7 +30,7 @@ pub(crate) fn progress(steps: u64) -> indicatif::ProgressBar {
 /// Name, what it measures, how.
 const FIGURES: [(&str, &str, fn(bool)); 3] = [
     ("plane", "throughput, connect rate, latency and packets between two containers", |short| {
-        plane::run(&plane::Effort { rounds: if short { 3 } else { 24 }, window: Duration::from_millis(if short { 100 } else { 300 }) });
+        plane::run(&plane::Effort { rounds: if short { 6 } else { 24 }, window: Duration::from_millis(if short { 100 } else { 300 }) });
     }),
     ("change", "a ruleset of 100,000 pairs in the kernel: full replace, one rule more and less", change::run),
     ("core", "evaluate, bind, learn: the pure core", core::run),

@@ -117,6 +117,19 @@ fn set_up(filter: Filter, host: &Netns, bridge: &Bridge<'_>, client: &Member, se
     held
 }
 
+/// What is measured, and how it is shown.
+const MEASURED: [(&str, fn(f64) -> String); 9] = [
+    ("TCP throughput, one stream", |bytes| format!("{:.1} Gbit/s", bytes * 8.0 / 1e9)),
+    ("connections a second, one after the other", grouped),
+    ("processor time of a connection, both ends", time),
+    ("request and answer, p50", time),
+    ("request and answer, p99", time),
+    ("UDP packets of 16 bytes a second, in a flow that was answered", grouped),
+    ("processor time of such a packet, both ends", time),
+    ("UDP packets of 16 bytes a second, never answered", grouped),
+    ("processor time of such a packet, both ends", time),
+];
+
 /// Runs it.
 pub(crate) fn run(effort: &Effort) {
     let hosts: Vec<Netns> = ALL.iter().map(|_| Netns::new("host")).collect();
@@ -132,35 +145,33 @@ pub(crate) fn run(effort: &Effort) {
         let serving = Serving::start(&server);
         scenes.push((filter, client, server, serving, held));
     }
-    let mut stream = vec![Samples::default(); ALL.len()];
-    let mut connect = vec![Samples::default(); ALL.len()];
-    let mut p50 = vec![Samples::default(); ALL.len()];
-    let mut p99 = vec![Samples::default(); ALL.len()];
-    let mut packets = vec![Samples::default(); ALL.len()];
+    let mut taken: [Vec<Samples>; MEASURED.len()] = std::array::from_fn(|_| vec![Samples::default(); ALL.len()]);
     let bar = crate::progress(effort.rounds as u64);
     for round in 0..effort.rounds {
         // Each round begins with another one, so that none is always first.
         for offset in 0..ALL.len() {
             let at = (round + offset) % ALL.len();
             let (_, client, _, serving, _) = &scenes[at];
-            stream[at].push(traffic::throughput(client, serving, effort.window));
-            connect[at].push(traffic::connects(client, serving, effort.window));
+            let connects = traffic::connects(client, serving, effort.window);
             let took = traffic::requests(client, serving, effort.window);
-            p50[at].push(took.quantile(0.5));
-            p99[at].push(took.quantile(0.99));
-            packets[at].push(traffic::datagrams(client, serving, effort.window));
+            let [answered, one_way] = [true, false].map(|answered| traffic::datagrams(client, serving, answered, effort.window));
+            let values = [
+                traffic::throughput(client, serving, effort.window),
+                connects.rate,
+                connects.cost,
+                took.quantile(0.5),
+                took.quantile(0.99),
+                answered.rate,
+                answered.cost,
+                one_way.rate,
+                one_way.cost,
+            ];
+            taken.iter_mut().zip(values).for_each(|(samples, value)| samples[at].push(value));
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let measured: [(&str, &[Samples], fn(f64) -> String); 5] = [
-        ("TCP throughput, one stream", &stream, |bytes| format!("{:.1} Gbit/s", bytes * 8.0 / 1e9)),
-        ("connections a second, one after the other", &connect, grouped),
-        ("request and answer, p50", &p50, time),
-        ("request and answer, p99", &p99, time),
-        ("UDP packets of 16 bytes a second", &packets, grouped),
-    ];
-    for (what, samples, show) in measured {
+    for ((what, show), samples) in MEASURED.into_iter().zip(&taken) {
         println!("{what}: median of {} rounds; the ratio to conntrack only, round by round, with its 95 % interval", effort.rounds);
         let mut table = Table::new(&["", "median", "to conntrack only", "to ours, 10 rules"]);
         for (at, filter) in ALL.iter().enumerate() {

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use lab::Member;
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeValLike;
 use nix::unistd::Pid;
 
 use crate::figures::Samples;
@@ -17,7 +19,8 @@ use crate::figures::Samples;
 const STREAM: u16 = 7001;
 const CONNECT: u16 = 7002;
 const ECHO: u16 = 7003;
-const DATAGRAMS: u16 = 7004;
+const ANSWERED: u16 = 7004;
+const ONE_WAY: u16 = 7005;
 
 /// The calling thread stays on this core, if there is one of that number.
 fn stay_on(core: usize) {
@@ -28,7 +31,7 @@ fn stay_on(core: usize) {
 }
 
 /// Ports that a workload of these benchmarks serves.
-pub(crate) const PORTS: [(&str, u16); 4] = [("tcp", STREAM), ("tcp", CONNECT), ("tcp", ECHO), ("udp", DATAGRAMS)];
+pub(crate) const PORTS: [(&str, u16); 5] = [("tcp", STREAM), ("tcp", CONNECT), ("tcp", ECHO), ("udp", ANSWERED), ("udp", ONE_WAY)];
 
 /// The serving end: it sinks streams, closes what connects, echoes requests, counts datagrams.
 pub(crate) struct Serving {
@@ -52,19 +55,10 @@ impl Serving {
             let mut request = [0; 64];
             while stream.read_exact(&mut request).is_ok() && stream.write_all(&request).is_ok() {}
         }));
-        let socket = member.netns.run(|| UdpSocket::bind((member.v4, DATAGRAMS)).expect("a free port"));
-        let _ = setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20));
-        let _ = socket.set_read_timeout(Some(Duration::from_millis(50)));
-        let (until, counted) = (Arc::clone(&stop), Arc::clone(&heard));
-        threads.push(thread::spawn(move || {
-            stay_on(1);
-            let mut buffer = [0; 64];
-            while !until.load(Ordering::Relaxed) {
-                if socket.recv(&mut buffer).is_ok() {
-                    counted.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        }));
+        for port in [ANSWERED, ONE_WAY] {
+            let socket = member.netns.run(|| UdpSocket::bind((member.v4, port)).expect("a free port"));
+            threads.push(counting(socket, port == ANSWERED, &stop, &heard));
+        }
         Self { at: member.v4, stop, heard, threads }
     }
 }
@@ -76,6 +70,25 @@ impl Drop for Serving {
             let _ = thread.join();
         }
     }
+}
+
+/// Counts datagrams; the first of each sender is answered, or none.
+fn counting(socket: UdpSocket, answers: bool, stop: &Arc<AtomicBool>, heard: &Arc<AtomicU64>) -> JoinHandle<()> {
+    let _ = setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20));
+    let _ = socket.set_read_timeout(Some(Duration::from_millis(50)));
+    let (until, counted) = (Arc::clone(stop), Arc::clone(heard));
+    thread::spawn(move || {
+        stay_on(1);
+        let mut buffer = [0; 64];
+        let mut known = None;
+        while !until.load(Ordering::Relaxed) {
+            let Ok((_, sender)) = socket.recv_from(&mut buffer) else { continue };
+            counted.fetch_add(1, Ordering::Relaxed);
+            if answers && known.replace(sender) != Some(sender) {
+                let _ = socket.send_to(&[1], sender);
+            }
+        }
+    })
 }
 
 fn accepting(listener: TcpListener, stop: &Arc<AtomicBool>, mut serve: impl FnMut(TcpStream) + Send + 'static) -> JoinHandle<()> {
@@ -90,6 +103,22 @@ fn accepting(listener: TcpListener, stop: &Arc<AtomicBool>, mut serve: impl FnMu
             }
         }
     })
+}
+
+/// What was done in a while, and the processor time of this process, both ends and the kernel's part, that one of it took.
+///
+/// On a machine that does other things too the time is steadier than the rate.
+#[derive(Clone, Copy)]
+pub(crate) struct Done {
+    /// A second.
+    pub(crate) rate: f64,
+    /// Seconds.
+    pub(crate) cost: f64,
+}
+
+fn processor_time() -> f64 {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("a process knows its own use");
+    [usage.user_time(), usage.system_time()].iter().map(|time| time.num_microseconds() as f64 / 1e6).sum()
 }
 
 /// One client thread in a member's namespace.
@@ -120,8 +149,9 @@ pub(crate) fn throughput(client: &Member, server: &Serving, window: Duration) ->
 }
 
 /// Connections opened and closed a second, one after the other. They are reset, so that neither ports nor the connection table run out.
-pub(crate) fn connects(client: &Member, server: &Serving, window: Duration) -> f64 {
+pub(crate) fn connects(client: &Member, server: &Serving, window: Duration) -> Done {
     as_client(client, || {
+        let spent = processor_time();
         let begun = Instant::now();
         let mut made = 0_u64;
         while begun.elapsed() < window {
@@ -129,7 +159,7 @@ pub(crate) fn connects(client: &Member, server: &Serving, window: Duration) -> f
             let _ = setsockopt(&stream, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 });
             made += 1;
         }
-        made as f64 / begun.elapsed().as_secs_f64()
+        Done { rate: made as f64 / begun.elapsed().as_secs_f64(), cost: (processor_time() - spent) / made as f64 }
     })
 }
 
@@ -151,17 +181,25 @@ pub(crate) fn requests(client: &Member, server: &Serving, window: Duration) -> S
     })
 }
 
-/// Datagrams of 16 bytes that arrive a second, of one flow.
-pub(crate) fn datagrams(client: &Member, server: &Serving, window: Duration) -> f64 {
+/// Datagrams of 16 bytes that arrive a second, of one flow: one that was answered, so that connection tracking takes it for
+/// established, or one that never is (statsd, syslog).
+pub(crate) fn datagrams(client: &Member, server: &Serving, answered: bool, window: Duration) -> Done {
     as_client(client, || {
         let socket = UdpSocket::bind((client.v4, 0)).expect("a free port");
-        socket.connect((server.at, DATAGRAMS)).expect("an address");
+        socket.connect((server.at, if answered { ANSWERED } else { ONE_WAY })).expect("an address");
+        if answered {
+            socket.send(&[0; 16]).expect("a datagram leaves");
+            socket.recv(&mut [0; 16]).expect("the first one is answered");
+        }
         let before = server.heard.load(Ordering::Relaxed);
+        let spent = processor_time();
+        let mut sent = 0_u64;
         let begun = Instant::now();
         while begun.elapsed() < window {
             for _ in 0..64 {
                 let _ = socket.send(&[0; 16]);
             }
+            sent += 64;
         }
         let sent_for = begun.elapsed();
         // What is still in the receiver's buffer counts; it was sent within the window.
@@ -174,6 +212,6 @@ pub(crate) fn datagrams(client: &Member, server: &Serving, window: Duration) -> 
             }
             last = now;
         }
-        (last - before) as f64 / sent_for.as_secs_f64()
+        Done { rate: (last - before) as f64 / sent_for.as_secs_f64(), cost: (processor_time() - spent) / sent as f64 }
     })
 }

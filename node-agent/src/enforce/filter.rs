@@ -1,7 +1,8 @@
 //! The table `inet bulkhead`: one meaning with `policy::evaluate`, in look-ups. See `policy::ruleset` for the reasons.
 //!
 //! The road of a packet in forward, input and output, in this order:
-//! 1. From a guarded bridge without the mark of the guard (table `bridge bulkhead`): dropped, whatever it says.
+//! 1. From a guarded bridge with the mark of the guard (table `bridge bulkhead`): what is established passes at once. Without the
+//!    mark: dropped, whatever it says.
 //! 2. Established: passes. Related: ICMP errors from who may talk to the receiver; never redirects; what a helper expects is a
 //!    connection like any other.
 //! 3. The sender's side by (bridge, address): unknown on a guarded bridge is dropped, Open passes, cut is dropped, Audit and
@@ -230,20 +231,18 @@ pub(super) fn neighbours() -> Set {
 }
 
 fn unpinned() -> Rule {
-    rule("not let in by the guard of its port: spoofed, or from a port nobody bound yet")
-        .within(&[Field::Iifname], "guarded")
-        .mark_lacks(PINNED)
-        .drop()
+    rule("not let in by the guard of its port: spoofed, or from a port nobody bound yet").within(&[Field::Iifname], "guarded").drop()
 }
 
 fn forward() -> Vec<Rule> {
+    // The guard marks only what comes from a guarded bridge, which is a watched one.
+    let from_guarded = |comment| rule(comment).mark_has(PINNED);
     vec![
-        // The guard marks only what comes from a guarded bridge, which is a watched one: `judge` says the same after three look-ups.
-        rule("what follows a connection that was allowed, from who it says: the road of most packets")
-            .mark_has(PINNED)
+        from_guarded("what follows a connection that was allowed, from who it says: the road of most packets")
             .state(ESTABLISHED)
             .mark(0, ACCEPTED)
             .then(Verdict::Accept),
+        from_guarded("from a guarded bridge, from who it says").then(Verdict::Goto("judge")),
         unpinned(),
         rule("from a watched bridge").within(&[Field::Iifname], "watched").then(Verdict::Goto("judge")),
         rule("to a watched bridge").within(&[Field::Oifname], "watched").then(Verdict::Goto("judge")),
@@ -259,6 +258,7 @@ fn input() -> Vec<Rule> {
         // Neither a bridge's hooks nor the bridge's name in ours: such a frame goes past both, as if the port were no port
         // (br_handle_frame returns RX_HANDLER_PASS). The node would take the IP packet in it.
         rule("IP to a MAC address of bridge protocols: it came in around the bridge").reserved_destination().drop(),
+        rule("from a container to the node, from who it says").mark_has(PINNED).then(Verdict::Goto("arrival")),
         unpinned(),
         rule("from a container to the node").within(&[Field::Iifname], "watched").then(Verdict::Goto("arrival")),
         anew::from("anew_node"),
@@ -387,14 +387,15 @@ fn fresh() -> Vec<Rule> {
 }
 
 fn sides() -> Vec<Rule> {
-    let quiet = |comment| rule(comment).within(&[Field::Iifname], "guarded");
+    // The cheap questions first.
     let mut rules = vec![
-        quiet("router discovery and listeners are no business of other containers")
+        rule("router discovery and listeners are no business of other containers")
             .ip(Ip::V6)
             .l4(libc::IPPROTO_ICMPV6 as u8)
             .within(&[Field::Icmpv6Type], "link_matters")
+            .within(&[Field::Iifname], "guarded")
             .drop(),
-        quiet("nor is multicast membership").l4(libc::IPPROTO_IGMP as u8).drop(),
+        rule("nor is multicast membership").l4(libc::IPPROTO_IGMP as u8).within(&[Field::Iifname], "guarded").drop(),
     ];
     for ip in IPS {
         rules.push(rule("the sender's side").ip(ip).dispatch(&source(ip), &named("senders", ip)));

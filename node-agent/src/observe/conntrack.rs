@@ -38,6 +38,8 @@ mod cta {
     pub(super) const ID: u16 = 12;
     pub(super) const ZONE: u16 = 18;
     pub(super) const TIMESTAMP: u16 = 20;
+    /// Since Linux 6.14, on events.
+    pub(super) const TIMESTAMP_EVENT: u16 = 27;
     pub(super) const LABELS: u16 = 22;
 
     pub(super) const TUPLE_IP: u16 = 1;
@@ -164,8 +166,8 @@ fn stamp(bytes: &[u8]) -> Result<Option<Stamp>, Unreadable> {
     Ok(known.then_some(Stamp { entered, left, payload: flags & label::PAYLOAD != 0, refused: flags & label::REFUSED != 0 }))
 }
 
-/// One connection out of the attributes of one message.
-fn entry(attributes: Attributes<'_>) -> Result<Entry, Unreadable> {
+/// One connection out of the attributes of one message; of the first event, its time is that of the beginning.
+fn entry(attributes: Attributes<'_>, kind: Kind) -> Result<Entry, Unreadable> {
     let (mut original, mut reply) = (None, None);
     let (mut zone, mut id, mut status, mut protocol_state) = (0, None, Status::default(), None);
     let (mut sent, mut received, mut started, mut stopped, mut stamped) = (None, None, None, None, None);
@@ -181,6 +183,7 @@ fn entry(attributes: Attributes<'_>) -> Result<Entry, Unreadable> {
             cta::ID => id = Some(attribute.u32()?),
             cta::ZONE => zone = attribute.u16()?,
             cta::LABELS => stamped = stamp(attribute.value)?,
+            cta::TIMESTAMP_EVENT if kind == Kind::New => started = started.or(time(attribute.u64()?)),
             cta::TIMESTAMP => {
                 for part in attribute.nested() {
                     let part = part?;
@@ -218,7 +221,7 @@ fn read_message(message: &Message<'_>, dump: bool) -> Result<(Kind, Entry), Unre
     if !matches!(message.family, FAMILY_IPV4 | FAMILY_IPV6) {
         return Err(Unreadable("a connection of an unknown address family"));
     }
-    Ok((kind, entry(message.attributes)?))
+    Ok((kind, entry(message.attributes, kind)?))
 }
 
 /// The conntrack events in one datagram, each read or unreadable for a reason. Pure; never panics, whatever the bytes.

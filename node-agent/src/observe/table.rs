@@ -74,6 +74,9 @@ const UNREACHABLE_V6: u8 = 1;
 /// The first 16-byte register, and the 4-byte registers it consists of.
 const REGISTER: u32 = 1;
 const WORD: u32 = 8;
+/// The register of verdicts, and the verdict of going on behind this chain.
+const VERDICT: u32 = nix::libc::NFT_REG_VERDICT as u32;
+const ACCEPT: u32 = nix::libc::NF_ACCEPT as u32;
 
 /// What the kernel lets us do; without the rest we see less, and say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,6 +245,7 @@ mod nfta {
     pub(super) const EXPRESSION_NAME: u16 = 1;
     pub(super) const EXPRESSION_DATA: u16 = 2;
     pub(super) const DATA_VALUE: u16 = 1;
+    pub(super) const DATA_VERDICT: u16 = 2;
 }
 
 fn write(writer: &mut Writer, sequence: u32, features: Features) {
@@ -285,7 +289,6 @@ fn chains(features: Features) -> Vec<Chain> {
         Features { payload: false, .. } => masks(EVENT_ASSURED | EVENT_LABEL),
         Features { labels: true, payload: true, .. } => masks(EVENT_LABEL),
     };
-    // The cheapest question first: all but first packets are done after it.
     let first = |place: Option<usize>, interface: u32| -> Vec<Vec<E>> {
         masks
             .iter()
@@ -312,22 +315,26 @@ fn chains(features: Features) -> Vec<Chain> {
         let what = Mark::Bits(flag(label::REFUSED));
         vec![E::State(RELATED), E::Protocol(protocol, true), E::FirstByte(kind), E::Mark { at: label::FLAGS, what }]
     };
-    let mut came = first(features.labels.then_some(label::ENTERED), META_IIF);
+    // Most packets are neither first ones nor errors: they are done after the fewest questions that can be asked.
+    let most = || vec![E::State(ESTABLISHED), E::Done];
+    let mut came = Vec::new();
     let mut sent = Vec::new();
-    let mut left = first(features.labels.then_some(label::LEFT), META_OIF);
-    // The node with itself: nobody's edge, and it may be a busy database on loopback.
-    left.push(vec![E::State(NEW), E::LeavesByLoopback, E::Events(0)]);
     if features.payload {
         came.push(payload.clone());
         sent.push(payload);
     }
+    came.push(most());
+    sent.push(most());
+    came.extend(first(features.labels.then_some(label::ENTERED), META_IIF));
+    let mut left = vec![most()];
+    left.extend(first(features.labels.then_some(label::LEFT), META_OIF));
+    // The node with itself: nobody's edge, and it may be a busy database on loopback.
+    left.push(vec![E::State(NEW), E::LeavesByLoopback, E::Events(0)]);
     if features.labels {
         for rules in [&mut came, &mut sent] {
             rules.push(refused(ICMP, UNREACHABLE));
             rules.push(refused(ICMPV6, UNREACHABLE_V6));
         }
-    } else {
-        sent.push(vec![E::State(NEW)]);
     }
     vec![("came", PREROUTING, came), ("sent", OUTPUT, sent), ("left", POSTROUTING, left)]
 }
@@ -358,6 +365,8 @@ enum Expression {
     LeavesByLoopback,
     /// Which events the kernel sends for this connection.
     Events(u32),
+    /// Nothing more is asked of this packet.
+    Done,
 }
 
 impl Expression {
@@ -399,6 +408,10 @@ impl Expression {
                 meta(writer, META_OUT_TYPE, WORD);
                 compare(writer, WORD, true, &LOOPBACK.to_ne_bytes());
             }
+            Self::Done => expression(writer, "immediate", |writer| {
+                writer.number(1, VERDICT);
+                writer.nest(2, |writer| writer.nest(nfta::DATA_VERDICT, |writer| writer.number(1, ACCEPT)));
+            }),
             Self::Events(mask) => {
                 immediate(writer, WORD, &mask.to_ne_bytes());
                 ct_store(writer, CT_EVENTS, WORD);

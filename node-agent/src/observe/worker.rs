@@ -225,6 +225,8 @@ impl Worker {
         }
         self.restrain();
         self.lead_bridges_through();
+        self.tracker.settle(Timestamp::now(), &mut self.sights);
+        self.name_sights();
         self.resolve();
         let due = if self.loss_to_repair { REPAIR_AFTER } else { self.parts.sweep };
         if self.swept.elapsed() >= due.max(self.swept_in * SHARE) {

@@ -126,6 +126,29 @@ fn a_connection_older_than_the_agent_is_pre_existing_and_not_sure_of_its_directi
 }
 
 #[test]
+fn what_a_dump_shows_before_its_event_waits_for_it() {
+    let early = Entry { started: Some(at(1)), state: Some(3), status: ASSURED, stamp: None, ..entry(Protocol::Tcp, 1000) };
+    let opened = |events: &[(Kind, Option<u8>)]| {
+        let (mut tracker, mut out) = (Tracker::new(at(0), true), Vec::new());
+        tracker.feed(Kind::Dump, &early, at(2), &mut out);
+        assert!(out.is_empty(), "{out:?}");
+        for (kind, state) in events {
+            tracker.feed(*kind, &Entry { started: None, state: *state, ..early }, at(2), &mut out);
+        }
+        tracker.settle(at(4), &mut out);
+        let wires: Vec<_> =
+            out.iter().filter_map(|sight| if let Sight::Opened { wire, .. } = sight { Some(*wire) } else { None }).collect();
+        assert_eq!(wires.len(), 1, "{out:?}");
+        (wires[0].time, wires[0].pre_existing, wires[0].direction_sure)
+    };
+    assert_eq!(opened(&[(Kind::New, Some(1)), (Kind::Update, Some(3))]), (at(1), false, true), "begins with a SYN");
+    assert!(opened(&[(Kind::New, Some(3))]).1, "met in the middle");
+    assert!(!opened(&[(Kind::New, Some(3))]).2, "met in the middle");
+    assert_eq!(opened(&[]), (at(1), false, false), "its event was lost");
+    assert_eq!(opened(&[(Kind::Update, Some(3))]), (at(1), false, false), "its first event was lost");
+}
+
+#[test]
 fn a_lost_end_is_noticed_by_two_dumps_and_another_connection_in_its_place_at_once() {
     let (mut tracker, mut out) = (Tracker::new(at(0), true), Vec::new());
     let e = entry(Protocol::Tcp, 1000);

@@ -294,6 +294,8 @@ impl Script<'_, '_> {
             self.ask("would be denied by the sender", "au", "ot", v, "udp/81", true);
             self.ask("would be denied by the receiver", "ot", "au", v, "udp/81", true);
             self.ask("would be denied at a door", "ot", "node", v, "tcp/1083", true);
+            self.ask("would be denied to the outside", "aw", "net", v, "udp/81", true);
+            self.ask("would be denied to the node", "aw", "node", v, "udp/81", true);
             self.ask("from a quarantined one", "qu", "le", v, "udp/81", false);
             self.ask("to a quarantined one", "le", "qu", v, "udp/81", false);
             let mid = |script: &mut Self, name: &str, from, to, what: &str| {

@@ -79,7 +79,7 @@ fn mute(netns: &Netns, interface: &str) {
 
 fn policy() -> Policy {
     let mut policy =
-        Policy::default().mode(Mode::Enforce, &["re", "fo", "se", "x"]).silent(&["dr"]).mode(Mode::Audit, &["au"]).quarantine("qu");
+        Policy::default().mode(Mode::Enforce, &["re", "fo", "se", "x"]).silent(&["dr"]).mode(Mode::Audit, &["au", "aw"]).quarantine("qu");
     for name in ["re", "dr", "au"] {
         for ports in
             ["tcp/80", "udp/80", "sctp/80", "icmp/8", "icmpv6/128", "ip50", "ip51", "tcp/8000-8100", "udp/8000-8100", "sctp/8000-8100"]
@@ -106,7 +106,7 @@ fn policy() -> Policy {
 impl<'h> Scene<'h> {
     pub(super) fn new(host: &'h Netns) -> Self {
         let mut bridges: Vec<Bridge<'h>> = Vec::new();
-        for (n, name) in [(1, "br0"), (2, "br1"), (3, "br2"), (9, "br9"), (6, "br6"), (7, "br7")] {
+        for (n, name) in [(1, "br0"), (2, "br1"), (3, "br2"), (9, "br9"), (6, "br6"), (7, "br7"), (4, "br3")] {
             bridges.push(Bridge::new(host, name, &format!("10.{n}.0.0/24"), &format!("2001:db8:{n}::/64")));
         }
         let mut members: Vec<(&'static str, usize, Member)> = Vec::new();
@@ -118,6 +118,8 @@ impl<'h> Scene<'h> {
             // Two networks made anew.
             (4, &["n6", "m6"]),
             (5, &["n7", "m7"]),
+            // Nobody in Enforce: watched, and not guarded.
+            (6, &["aw"]),
         ] {
             for name in names {
                 members.push((name, bridge, bridges[bridge].add(name)));
@@ -135,7 +137,7 @@ impl<'h> Scene<'h> {
                 host.set_sysctl(key, if key.ends_with("mask") { "" } else { "0" });
             }
         }
-        let names = ["br0", "br1", "br2", "br9", "br6", "br7"];
+        let names = ["br0", "br1", "br2", "br9", "br6", "br7", "br3"];
         let mut ends = BTreeMap::new();
         for (name, bridge, member) in &members {
             mute(&member.netns, "eth0");
@@ -160,12 +162,12 @@ impl<'h> Scene<'h> {
         let on = |bridge: usize| -> Vec<(&str, &Member)> {
             members.iter().filter(|(name, b, _)| *b == bridge && !name.starts_with("un")).map(|(name, _, member)| (*name, member)).collect()
         };
-        let (first, second, third) = (on(0), on(1), on(2));
-        let mut inventory = inventory(&[(&bridges[0], &first), (&bridges[1], &second), (&bridges[2], &third)]);
+        let (first, second, third, audited) = (on(0), on(1), on(2), on(6));
+        let mut inventory = inventory(&[(&bridges[0], &first), (&bridges[1], &second), (&bridges[2], &third), (&bridges[6], &audited)]);
         inventory.userland_proxy = true;
         inventory.bridges.insert("br9".to_owned(), others);
         // The first network had these too: its bridge is gone, and there are others.
-        let subnets = bridges[4..].iter().flat_map(|bridge| [IpNet::from(bridge.v4), bridge.v6.into()]);
+        let subnets = bridges[4..6].iter().flat_map(|bridge| [IpNet::from(bridge.v4), bridge.v6.into()]);
         inventory.networks.get_mut("net-br0").unwrap().subnets.extend(subnets);
         inventory.host.extend(NODE.map(|at| at.parse::<IpAddr>().unwrap()));
         for (name, door) in DOORS {
