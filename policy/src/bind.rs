@@ -67,6 +67,13 @@ pub fn bind_after(set: &PolicySet, inventory: &Inventory, guarded: &BTreeSet<Str
         if inventory.userland_proxy && standing != Standing::Open {
             open_doors(&scene, inventory, container, standing, &mut ruleset);
         }
+        if standing != Standing::Open {
+            let closed = closed_to_the_node(&scene, inventory, container, standing);
+            for door in closed {
+                let strictest = ruleset.inward.entry(door).or_insert(standing);
+                *strictest = standing.max(*strictest);
+            }
+        }
     }
     if !ruleset.ajar.is_empty() {
         ruleset.node.clone_from(&inventory.host);
@@ -202,6 +209,25 @@ fn doors<'a>(inventory: &'a Inventory, published: &'a Published) -> impl Iterato
     };
     let door = move |address: IpAddr| Door { address, protocol: published.protocol, port: published.port };
     inventory.host.iter().copied().filter(move |&address| at(address)).map(door)
+}
+
+/// Published ports of one container that the node's own programs may not reach. The proxy's leg comes from the node too, so that with a
+/// proxy only a quarantine closes them.
+fn closed_to_the_node<'a>(
+    scene: &'a Scene<'_>,
+    inventory: &'a Inventory,
+    container: &'a Container,
+    standing: Standing,
+) -> impl Iterator<Item = Door> + 'a {
+    let allows = move |published: &Published| {
+        let host = |rule: &Rule| rule.peer == Peer::Host && behind(&rule.ports, published);
+        standing != Standing::Quarantined && (inventory.userland_proxy || rules(scene, &container.workload, Direction::Ingress).any(host))
+    };
+    let closed = container.published.iter().filter(move |published| !allows(published));
+    closed.flat_map(|published| {
+        let addresses = spots(container).map(|spot| spot.address).filter(|&address| same_family(address, published.address));
+        addresses.map(|address| Door { address, protocol: published.protocol, port: published.container_port })
+    })
 }
 
 /// The doors of one container, and who may come in by them: whoever its ingress allows on the port behind.

@@ -164,6 +164,11 @@ pub struct Ruleset {
     /// Ports of the bridges that are not guarded, where there are such subnets: what these say to each other is nobody's business.
     #[serde(default)]
     pub bystanders: BTreeSet<String>,
+    /// Published ports of containers in Audit, Enforce or quarantine, by the container's own address and port, that the node itself may
+    /// not reach. What a program of the node sends to the port it is published at is translated on its way out, when the kernel has
+    /// taken it for loopback already: no bridge is known to look it up by.
+    #[serde(default)]
+    pub inward: BTreeMap<Door, Standing>,
 }
 
 impl Ruleset {
@@ -223,6 +228,7 @@ mod tests {
             subnets: ["10.0.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()].into(),
             known: ["br-1".to_owned(), "virbr0".to_owned()].into(),
             bystanders: ["vnet0".to_owned()].into(),
+            inward: [(Door { address: "10.0.0.2".parse().unwrap(), protocol: Protocol::Tcp, port: 80 }, Standing::Quarantined)].into(),
         };
         let json = serde_json::to_string(&ruleset).unwrap();
         assert_eq!(serde_json::from_str::<Ruleset>(&json).unwrap(), ruleset, "{json}");

@@ -123,3 +123,39 @@ fn the_nodes_other_traffic_is_not_touched() {
     assert!(x.netns.tcp_echo("203.0.113.1:80".parse().unwrap(), b"from there to the outside"));
     assert!(x.netns.tcp_echo("10.9.0.1:22".parse().unwrap(), b"from there to the node"));
 }
+
+#[test]
+fn a_port_published_by_translation_is_closed_to_the_nodes_own_programs_as_its_container_says() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let mut inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    inventory.containers.get_mut("b").unwrap().published = vec![published("0.0.0.0", 8080, 80), published("::", 8080, 80)];
+    let _servers: Vec<_> = b.addresses().map(|at| Server::tcp_echo(&b.netns, SocketAddr::new(at, 80))).into();
+    host.nft(&format!(
+        "table inet theirs {{ chain out {{ type nat hook output priority -100; \
+         ip daddr {} tcp dport 8080 dnat ip to {}:80; ip6 daddr {} tcp dport 8080 dnat ip6 to [{}]:80; }}; }}",
+        bridge.gateway_v4(),
+        b.v4,
+        bridge.gateway_v6(),
+        b.v6
+    ));
+    let doors: [SocketAddr; 2] = [bridge.gateway_v4().into(), bridge.gateway_v6().into()].map(|at: IpAddr| (at, 8080).into());
+    let mut enforcer = enforcer(&host);
+    let mut reaches = |policy: &Policy, inventory: &policy::Inventory| {
+        apply(&mut enforcer, &policy.bind(inventory));
+        doors.map(|door| host.tcp_echo(door, b"of the node's own"))
+    };
+
+    let policy = Policy::default().mode(Mode::Enforce, &["b"]);
+    assert_eq!(reaches(&Policy::default(), &inventory), [true; 2], "nobody in Enforce");
+    assert_eq!(reaches(&policy, &inventory), [false; 2], "nobody is allowed");
+    assert_eq!(reaches(&policy.clone().ingress("b", "host:", "tcp/81"), &inventory), [false; 2], "another port is");
+    let allowed = policy.clone().ingress("b", "host:", "tcp/80");
+    assert_eq!(reaches(&allowed, &inventory), [true; 2]);
+    assert_eq!(reaches(&allowed.quarantine("b"), &inventory), [false; 2], "cut off");
+
+    // Beside a proxy, whose leg comes from the node too.
+    inventory.userland_proxy = true;
+    assert_eq!(reaches(&policy, &inventory), [true; 2]);
+    assert_eq!(reaches(&policy.quarantine("b"), &inventory), [false; 2], "cut off");
+}

@@ -1,161 +1,189 @@
-//! The law that holds all of it together: the kernel says what `policy::evaluate` says.
+//! The law that holds all of it together: the kernel says what `policy::evaluate` says, and beside an engine's rules what both say.
+//!
+//! Each case draws a node (which bridges are the engine's, who is a leg of which container, what is published and how), policies and
+//! probes; the ruleset is applied, each probe's first packet is sent, and where it is seen is compared. A case that fails is made as small
+//! as it can be. `BULKHEAD_SEED=N` draws the same cases again.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::time::Duration;
+mod expected;
+mod sketch;
+mod town;
 
-use lab::frame::{self, Frames};
-use lab::{Bridge, Member, Netns, needs_root};
-use node_agent::enforce::Enforcer;
-use policy::{Connection, Endpoint, Mode, Protocol, Scene, Service, Verdict, Workload, evaluate};
+use std::cell::RefCell;
+use std::process::Command;
 
-use crate::stage::{Policy, apply, enforcer, inventory, mac_of, now, settled};
+use lab::{Netns, needs_root};
+use node_agent::enforce::{Enforcer, Nftables};
+use policy::Protocol;
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
-/// xorshift64: the same numbers each run.
-struct Dice(u64);
+use self::expected::{Engine, Judge, Packet};
+use self::sketch::{Place, Probe, Road, Sketch, sketches};
+use self::town::{MEMBERS, Town, chance};
+use crate::mutation::packet::Tuple;
+use crate::stage::{chain, enforcer};
 
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % sides as u64) as usize
+/// Cases of a run, and probes of a case: thousands of pairs in some seconds.
+const CASES: u32 = 96;
+const PROBES: usize = 256;
+
+/// Source ports of the probes begin here: no service's, so that no probe is another one's answer.
+const SOURCES: u16 = 20_000;
+
+struct Bench<'h> {
+    town: Town<'h>,
+    enforcer: Nftables,
+    engine: Engine,
+    allowed: u32,
+    denied: u32,
+}
+
+/// The engine's rules for the ports that are published by translation, where no engine's own are loaded.
+fn translation(sketch: &Sketch) -> String {
+    let mut rules = "table inet theirs {}; delete table inet theirs;\n".to_owned();
+    if sketch.road == Road::Proxy {
+        return rules;
+    }
+    rules.push_str("table inet theirs { chain doors {\n");
+    for member in 0..MEMBERS.len() {
+        let Some((door, port)) = sketch.published(member) else { continue };
+        for (version, family) in ["ip", "ip6"].iter().enumerate().filter(|(version, _)| *version == 0 || !door.exact) {
+            let at = if door.exact { format!("ip daddr {}", lab::internet::HOST_V4) } else { "fib daddr type local".to_owned() };
+            let to = std::net::SocketAddr::new(town::address(Place::Member(member), version), door.container_port);
+            let nfproto = ["ipv4", "ipv6"][version];
+            let (protocol, family) = (door.protocol, family);
+            rules.push_str(&format!("meta nfproto {nfproto} {at} {protocol} dport {port} dnat {family} to {to}\n"));
+        }
+    }
+    rules.push_str(
+        "}; chain pre { type nat hook prerouting priority dstnat; jump doors; }; chain out { type nat hook output priority -100; jump doors; }; }\n",
+    );
+    rules
+}
+
+impl Bench<'_> {
+    fn name(&self, place: Place) -> String {
+        match place {
+            Place::Member(member) => MEMBERS[member].0.to_owned(),
+            Place::Node(_) => "the node".to_owned(),
+            Place::Outside(_) => "outside".to_owned(),
+        }
     }
 
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.roll(from.len())]
+    fn describe(&self, packet: &Packet) -> String {
+        let translated =
+            if packet.addressed == packet.to { String::new() } else { format!(" ({} {})", self.name(packet.to), packet.service) };
+        let (from, to) = (self.name(packet.from), self.name(packet.addressed));
+        format!("{from} {} -> {to} {} {}{translated}", packet.source, packet.destination, packet.asked)
+    }
+
+    /// Applies a sketch, sends its probes, and compares.
+    fn run(&mut self, sketch: &Sketch) -> Result<(), TestCaseError> {
+        let (inventory, set) = (sketch.inventory(), sketch.set());
+        let networks = policy::bind::networks(&inventory);
+        let bound = policy::bind(&set, &inventory, crate::stage::now());
+        self.enforcer.apply(&bound).map_err(|error| TestCaseError::fail(chain(&error)))?;
+        if self.engine == Engine::None {
+            self.town.load(Command::new("nft").args(["-f", "-"]), &translation(sketch));
+        }
+        let judge = Judge::new(sketch, self.engine, &inventory, expected::scene(&set, &networks));
+        self.town.quiet();
+        let mut sent: Vec<(u16, Packet)> = Vec::new();
+        for (number, probe) in sketch.probes.iter().enumerate() {
+            let Some(packet) = self.sendable(sketch, probe, &sent) else { continue };
+            let id = number as u16;
+            let tuple = Tuple { from: packet.source, to: packet.destination, service: packet.asked, source_port: SOURCES + id };
+            self.town.send(id, packet.from, packet.addressed, tuple);
+            sent.push((id, packet));
+        }
+        let arrived = self.town.arrived();
+        for (id, packet) in sent {
+            let expected = judge.expect(&packet);
+            let at: Vec<Place> = match packet.to {
+                Place::Member(_) => vec![packet.to],
+                Place::Node(_) => vec![Place::Node(0)],
+                Place::Outside(_) => vec![Place::Outside(0)],
+            };
+            let own = match packet.from {
+                Place::Member(_) => packet.from,
+                Place::Node(_) => Place::Node(0),
+                Place::Outside(_) => Place::Outside(0),
+            };
+            // A refusal quotes the packet to its sender.
+            let mut seen: Vec<Place> = arrived.get(&id).into_iter().flatten().copied().filter(|place| *place != own).collect();
+            seen.dedup();
+            if seen != if expected.passes { at } else { Vec::new() } {
+                let names: Vec<_> = seen.into_iter().map(|place| self.name(place)).collect();
+                let seen = if names.is_empty() { "it did not arrive".to_owned() } else { format!("it arrived at {}", names.join(", ")) };
+                return Err(TestCaseError::fail(format!("{}: {}, but {seen}", self.describe(&packet), expected.why)));
+            }
+            if expected.passes { self.allowed += 1 } else { self.denied += 1 }
+        }
+        Ok(())
+    }
+
+    /// The packet of a probe, unless it is none, or another one without ports: behind a translation two of these are one connection.
+    fn sendable(&self, sketch: &Sketch, probe: &Probe, sent: &[(u16, Packet)]) -> Option<Packet> {
+        let packet = expected::packet(sketch, self.engine, probe)?;
+        let portless = matches!(packet.asked.protocol, Protocol::Other(_));
+        let again = |other: &(u16, Packet)| other.1.asked.protocol == packet.asked.protocol;
+        (!portless || !sent.iter().any(again)).then_some(packet)
     }
 }
 
-const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
-const SERVICES: [&str; 9] = ["tcp/80", "tcp/79-82", "udp/53", "udp/50-60", "icmp/8", "icmpv6/128", "sctp/9", "ip47", "tcp/1-65535"];
-
-fn random_policy(dice: &mut Dice) -> Policy {
-    let mut policy = Policy::default();
-    for name in NAMES {
-        policy = match dice.roll(6) {
-            0 => policy,
-            1 => policy.mode(Mode::Audit, &[name]),
-            2 => policy.silent(&[name]),
-            3 if dice.roll(3) == 0 => policy.mode(Mode::Enforce, &[name]).quarantine(name),
-            _ => policy.mode(Mode::Enforce, &[name]),
-        };
+/// Draws cases until one fails, and then smaller ones of it.
+fn holds(engine: Engine) {
+    let host = Netns::new("host");
+    let bench = Bench { town: Town::new(&host), enforcer: enforcer(&host), engine, allowed: 0, denied: 0 };
+    match engine {
+        Engine::None => {}
+        Engine::Twenty => bench.town.load(&mut Command::new("iptables-restore"), include_str!("law/engine20.iptables")),
+        Engine::TwentyNine => bench.town.load(Command::new("nft").args(["-f", "-"]), include_str!("law/engine29.nft")),
     }
-    for _ in 0..dice.roll(16) {
-        let (one, other, service) = (*dice.pick(&NAMES), *dice.pick(&NAMES), *dice.pick(&SERVICES));
-        policy = match dice.roll(4) {
-            0 => policy.egress(one, other, service),
-            1 => policy.ingress(one, other, service),
-            _ => policy.allow(one, other, service),
-        };
+    lab::fence::on_one_processor();
+    let seed = std::env::var("BULKHEAD_SEED").map_or_else(|_| chance(), |text| text.parse().expect("BULKHEAD_SEED is a number"));
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let config = Config { cases: CASES, max_shrink_iters: 4096, failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let bench = RefCell::new(bench);
+    let drawn = sketches(PROBES).prop_map(move |sketch| match engine {
+        Engine::None => sketch,
+        Engine::Twenty => sketch.beside_the_engine(Road::Proxy),
+        Engine::TwentyNine => sketch.beside_the_engine(Road::Translation),
+    });
+    let ran = runner.run(&drawn, |sketch| bench.borrow_mut().run(&sketch));
+    let (allowed, denied) = (bench.borrow().allowed, bench.borrow().denied);
+    println!("BULKHEAD_SEED={seed}: {allowed} probes passed, {denied} did not");
+    match ran {
+        Ok(()) => {}
+        Err(TestError::Fail(why, sketch)) => {
+            panic!("BULKHEAD_SEED={seed}, after {} probes, made as small as it gets:\n  {why}{sketch:?}", allowed + denied)
+        }
+        Err(TestError::Abort(why)) => panic!("BULKHEAD_SEED={seed}: {why}"),
     }
-    policy
-}
-
-/// A first packet of a service, with a marker that a capture finds.
-fn packet(from: IpAddr, to: IpAddr, service: Service, marker: u32) -> Vec<u8> {
-    let tag = marker.to_be_bytes();
-    let body = match service.protocol {
-        Protocol::Tcp => frame::tcp((from, 30000), (to, service.port), marker, 2),
-        Protocol::Udp => frame::udp((from, 30000), (to, service.port), &tag),
-        Protocol::Sctp => frame::sctp_init(30000, service.port, marker),
-        Protocol::Icmp | Protocol::Icmpv6 => frame::echo_request(from, to, 7, &tag),
-        Protocol::Other(_) => tag.to_vec(),
-    };
-    frame::ip(from, to, service.protocol.number(), &body)
+    assert_eq!(bench.borrow_mut().enforcer.verify().unwrap(), vec![]);
+    let least = (allowed + denied) / 8;
+    assert!(allowed > least && denied > least, "{allowed} passed, {denied} did not: the dice are loaded");
 }
 
 #[test]
-fn the_kernel_and_evaluate_agree_on_random_policies_and_first_packets() {
+fn the_kernel_and_evaluate_agree_on_random_nodes_policies_and_first_packets() {
     needs_root!();
-    let host = Netns::new("host");
-    let mut one = Bridge::new(&host, "br0", "10.1.0.0/24", "2001:db8:1::/64");
-    let (a, b, c) = (one.add("a"), one.add("b"), one.add("c"));
-    let mut two = Bridge::new(&host, "br1", "10.2.0.0/24", "2001:db8:2::/64");
-    let (d, e) = (two.add("d"), two.add("e"));
-    settled(&host);
-    let inventory = inventory(&[(&one, &[("a", &a), ("b", &b), ("c", &c)]), (&two, &[("d", &d), ("e", &e)])]);
-    let networks = policy::bind::networks(&inventory);
-    let members: BTreeMap<&str, &Member> = NAMES.into_iter().zip([&a, &b, &c, &d, &e]).collect();
-    let wires: BTreeMap<&str, Frames> = members.iter().map(|(name, member)| (*name, Frames::open(&member.netns, "eth0"))).collect();
-    // Who never spoke to the gateway is not known to it, and a first packet across bridges would wait for that.
-    for member in members.values() {
-        for at in member.addresses() {
-            assert_eq!(host.ping(at), lab::Echo::Answered);
-        }
-    }
-    let gateway_macs: BTreeMap<&str, [u8; 6]> = ["br0", "br1"].into_iter().map(|name| (name, mac_of(&host, name))).collect();
-    let services: Vec<Service> =
-        ["tcp/80", "tcp/81", "tcp/443", "udp/53", "udp/61", "icmp/8", "icmpv6/128", "sctp/9", "sctp/10", "ip47", "ip50"]
-            .map(|text| text.parse().unwrap())
-            .into();
+    holds(Engine::None);
+}
 
-    let mut dice = Dice(0x5eed_b01c_4ead_0001);
-    let mut enforcer = enforcer(&host);
-    let (mut allowed, mut denied) = (0, 0);
-    for round in 0..40_u32 {
-        let policy = random_policy(&mut dice);
-        let bound = policy.bind(&inventory);
-        apply(&mut enforcer, &bound);
-        let scene = Scene { set: &policy.0, networks: &networks, now: now() };
-        // All at once, then one wait: each packet has its own number.
-        let mut sent = Vec::new();
-        // What an earlier round's connections allow is no first packet.
-        host.check(std::process::Command::new("conntrack").arg("-F"));
-        for number in 0..32_u32 {
-            let (from, to, service) = (*dice.pick(&NAMES), *dice.pick(&NAMES), *dice.pick(&services));
-            if from == to {
-                continue;
-            }
-            let v6 = match service.protocol {
-                Protocol::Icmp => 0,
-                Protocol::Icmpv6 => 1,
-                _ => dice.roll(2),
-            };
-            let (sender, receiver) = (members[from], members[to]);
-            let same = sender.port[..5] == receiver.port[..5];
-            let mac = if same { receiver.mac } else { gateway_macs[if ["a", "b", "c"].contains(&from) { "br0" } else { "br1" }] };
-            let ether = if v6 == 0 { frame::ETH_IPV4 } else { frame::ETH_IPV6 };
-            // Far enough apart that a number is not the next one's acknowledgement.
-            let marker = 0xb000_0000 | round << 16 | number << 8;
-            // Another packet with the same tuple may be an answer to the first: only one of each pair and protocol a round.
-            if sent.iter().any(|(f, t, s, _, _): &(&str, &str, Service, _, _)| {
-                s.protocol == service.protocol && ((*f == from && *t == to) || (*f == to && *t == from))
-            }) {
-                continue;
-            }
-            let bytes = packet(sender.addresses()[v6], receiver.addresses()[v6], service, marker);
-            wires[from].send(&frame::ethernet(mac, sender.mac, ether, &bytes));
-            let connection = Connection {
-                from: Endpoint::Workload(Workload::new("", from)),
-                to: Endpoint::Workload(Workload::new("", to)),
-                service,
-                guarded: bound.watched.values().any(|watch| watch.guarded),
-            };
-            sent.push((from, to, service, (marker, v6), evaluate(&scene, &connection)));
-        }
-        let mut arrived: BTreeMap<&str, Vec<Vec<u8>>> = BTreeMap::new();
-        for (name, wire) in &wires {
-            while let Some(frame) = wire.receive(Duration::from_millis(25), |_| true) {
-                arrived.entry(name).or_default().push(frame);
-            }
-        }
-        for (from, to, service, (marker, v6), decision) in sent {
-            let tag = marker.to_be_bytes();
-            let source = match members[from].addresses()[v6] {
-                IpAddr::V4(v4) => (26, v4.octets().to_vec()),
-                IpAddr::V6(v6) => (22, v6.octets().to_vec()),
-            };
-            let is_it = |frame: &Vec<u8>| frame[source.0..].starts_with(&source.1) && frame.windows(4).any(|bytes| bytes == tag);
-            let seen = arrived.get(to).is_some_and(|frames| frames.iter().any(is_it));
-            let passes = decision.verdict != Verdict::Deny;
-            assert_eq!(seen, passes, "round {round}: {from} -> {to} {service}: evaluate says {} ({})", decision.verdict, decision.reason());
-            if passes { allowed += 1 } else { denied += 1 }
-        }
-        if round % 8 == 7 {
-            assert_eq!(enforcer.verify().unwrap(), vec![]);
-        }
+#[test]
+fn beside_the_rules_of_engine_20_what_passes_is_what_evaluate_and_the_engine_allow() {
+    needs_root!();
+    if !lab::process::found("iptables-restore") {
+        lab::skip!("needs iptables-restore (package iptables)");
     }
-    println!("{allowed} allowed, {denied} denied");
-    assert!(allowed > 50 && denied > 50, "{allowed} allowed, {denied} denied: the dice are loaded");
+    holds(Engine::Twenty);
+}
+
+#[test]
+fn beside_the_rules_of_engine_29_what_passes_is_what_evaluate_and_the_engine_allow() {
+    needs_root!();
+    holds(Engine::TwentyNine);
 }

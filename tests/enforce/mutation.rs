@@ -1,10 +1,10 @@
 //! Every rule has a packet that tells whether it is there: each is taken out of the kernel by itself, and at least one probe must
 //! come to another end or leave another log record.
 
-mod netlink;
-mod packet;
+pub(crate) mod netlink;
+pub(crate) mod packet;
 mod probes;
-mod scene;
+pub(crate) mod scene;
 
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -68,7 +68,7 @@ fn unnoticed() -> Vec<String> {
     let scene = Scene::new(&host);
     let mut enforcer = enforcer(&host);
     apply(&mut enforcer, &scene.bound);
-    scene::on_one_processor();
+    lab::fence::on_one_processor();
     let mut rules = Nfnetlink::over(enforcer.socket().as_fd().try_clone_to_owned().unwrap());
     let mut rounds = 0;
     let mut look = |rules: &mut Nfnetlink| {

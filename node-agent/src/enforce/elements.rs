@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use policy::policy_set::Direction;
-use policy::ruleset::{Pair, Remote, Ruleset, Spot};
+use policy::ruleset::{Door, Pair, Remote, Ruleset, Spot};
 use policy::service::Protocol;
 
 use super::anew;
@@ -313,13 +313,21 @@ pub(super) fn fill(table: &mut Table, ruleset: &Ruleset, links: &Links) {
             insert(&named("strict", ip), key, Value::Nothing);
         }
     }
-    for (door, standing) in &ruleset.doors {
-        let Some(verdict) = door_verdict(*standing) else { continue };
+    let port = |door: &Door| {
         let mut key = Vec::new();
         part(&mut key, &octets(door.address));
         part(&mut key, &[door.protocol.number()]);
         part(&mut key, &door.port.to_be_bytes());
-        insert(&named("doors", ip_of(door.address)), key, Value::Verdict(verdict));
+        key
+    };
+    for (door, standing) in &ruleset.doors {
+        let Some(verdict) = door_verdict(*standing) else { continue };
+        insert(&named("doors", ip_of(door.address)), port(door), Value::Verdict(verdict));
+    }
+    for (door, standing) in &ruleset.inward {
+        // No pair is found for loopback: what these chains end with is what happens.
+        let verdict = side_verdict(Direction::Ingress, *standing);
+        insert(&named("inward", ip_of(door.address)), port(door), Value::Verdict(verdict));
     }
     for door in &ruleset.ajar {
         let mut key = Vec::new();

@@ -37,6 +37,7 @@ const PRIORITY: i32 = -10;
 /// Bits of `ct state` (NF_CT_STATE_BIT in linux/netfilter/nf_conntrack_common.h).
 const ESTABLISHED: u32 = 1 << 1;
 const RELATED: u32 = 1 << 2;
+const NEW: u32 = 1 << 3;
 
 /// SYN and RST in the TCP flags.
 const SYN: u8 = 0x02;
@@ -199,7 +200,9 @@ fn constant_sets(table: &mut Table) {
             sides.elements.insert(Key::Otherwise, Value::Verdict(Verdict::Jump(unknown)));
             add(named(name, ip), sides);
         }
-        add(named("doors", ip), verdicts(&[address(ip), KeyType::Protocol, KeyType::Port], "published ports"));
+        let port = [address(ip), KeyType::Protocol, KeyType::Port];
+        add(named("doors", ip), verdicts(&port, "published ports"));
+        add(named("inward", ip), verdicts(&port, "containers' published ports that the node itself may not reach"));
         add(named("ajar", ip), Set::of(&[KeyType::Protocol, KeyType::Port], "published ports that hear more than the node's addresses"));
         add(named("node", ip), Set::of(&[address(ip)], "the node's own addresses"));
         add(named("strict", ip), Set::of(&spot, "addresses in Enforce or cut off"));
@@ -268,7 +271,13 @@ fn input() -> Vec<Rule> {
 
 fn output() -> Vec<Rule> {
     let watched = |comment| rule(comment).within(&[Field::Oifname], "watched");
-    vec![
+    // The engine translates in this very hook (priority -100), and the interface stays what it was at its beginning: loopback.
+    let inward = |&ip: &Ip| {
+        let own = rule("the node's own to a published port, translated").equals(Field::Oifname, &super::model::interface_name("lo"));
+        own.ip(ip).state(NEW).dispatch(&door_key(ip), &named("inward", ip))
+    };
+    let mut rules: Vec<Rule> = IPS.iter().map(inward).collect();
+    rules.extend([
         watched("the node as router")
             .ip(Ip::V6)
             .l4(libc::IPPROTO_ICMPV6 as u8)
@@ -277,7 +286,8 @@ fn output() -> Vec<Rule> {
         watched("the node as multicast querier").l4(libc::IPPROTO_IGMP as u8).then(Verdict::Accept),
         watched("from the node to a container").then(Verdict::Goto("judge")),
         anew::to("anew_node"),
-    ]
+    ]);
+    rules
 }
 
 fn judge() -> Vec<Rule> {

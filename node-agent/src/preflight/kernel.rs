@@ -137,11 +137,12 @@ fn every_kind_of_rule() -> Ruleset {
         sides,
         doors: BTreeMap::from([(door.clone(), standings[1])]),
         pairs,
-        ajar: BTreeSet::from([door]),
+        ajar: BTreeSet::from([door.clone()]),
         node: BTreeSet::from([parsed("192.0.2.1")]),
         subnets: ["192.0.2.0/24", "2001:db8::/64"].iter().filter_map(|net| net.parse().ok()).collect(),
         known: BTreeSet::from([BRIDGE.to_owned()]),
         bystanders: BTreeSet::new(),
+        inward: BTreeMap::from([(door, standings[1])]),
     }
 }
 

@@ -8,16 +8,16 @@ use policy::{Protocol, Service};
 use super::scene::{marker, sequence};
 
 /// TCP flags.
-pub(super) const SYN: u8 = 2;
+pub(crate) const SYN: u8 = 2;
 pub(super) const ACK: u8 = 16;
 
 /// A packet's ends, and its transport ports or ICMP type.
 #[derive(Clone, Copy)]
-pub(super) struct Tuple {
-    pub(super) from: IpAddr,
-    pub(super) to: IpAddr,
-    pub(super) service: Service,
-    pub(super) source_port: u16,
+pub(crate) struct Tuple {
+    pub(crate) from: IpAddr,
+    pub(crate) to: IpAddr,
+    pub(crate) service: Service,
+    pub(crate) source_port: u16,
 }
 
 impl Tuple {
@@ -45,7 +45,7 @@ pub(super) fn icmp(from: IpAddr, to: IpAddr, head: [u8; 8], body: &[u8]) -> Vec<
     frame::ip(from, to, protocol, &with_sum([&head[..], body].concat(), from, to))
 }
 
-pub(super) fn packet(id: u16, tuple: Tuple, flags: u8) -> Vec<u8> {
+pub(crate) fn packet(id: u16, tuple: Tuple, flags: u8) -> Vec<u8> {
     following(id, tuple, flags, 0)
 }
 
@@ -76,6 +76,6 @@ pub(super) fn service(text: &str) -> Service {
     text.parse().unwrap()
 }
 
-pub(super) fn ethertype(packet: &[u8]) -> u16 {
+pub(crate) fn ethertype(packet: &[u8]) -> u16 {
     if packet[0] >> 4 == 4 { frame::ETH_IPV4 } else { frame::ETH_IPV6 }
 }

@@ -8,7 +8,7 @@ use lab::frame;
 use policy::{Protocol, Service};
 
 use super::packet::{ACK, SYN, Tuple, ethertype, following, icmp, packet, service, with_sum};
-use super::scene::{ANSWERS, DOORS, NETWORK, NODE, STRANGER, Scene, Seen, WITHIN, marker, sequence};
+use super::scene::{ANSWERS, DOORS, INWARD, NETWORK, NODE, STRANGER, Scene, Seen, WITHIN, marker, sequence};
 
 /// A MAC address that is at no port.
 pub(super) const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
@@ -132,7 +132,7 @@ impl Script<'_, '_> {
                 }
             }
         }
-        self.scene.fence();
+        self.scene.fence.wait();
         self.scene.connections.borrow_mut().forget_connections();
         for (name, peer, egress, tuple) in late {
             self.directed("late answer", name, peer, !egress, tuple.turned(), 0);
@@ -473,6 +473,8 @@ impl Script<'_, '_> {
         let socket = self.scene.host.run(|| UdpSocket::bind(at)).unwrap();
         let id = self.next(format!("the node to its own door v{}", [4, 6][v]), "node", true);
         let _ = socket.send_to(&marker(id), SocketAddr::new(self.address("node", v), DOORS[1].1));
+        let id = self.next(format!("the node to a port translated on its way out v{}", [4, 6][v]), "le", false);
+        let _ = socket.send_to(&marker(id), SocketAddr::new(self.address("node", v), INWARD));
     }
 }
 
@@ -485,6 +487,6 @@ pub(super) fn round(scene: &Scene<'_>, round: u16) -> (Vec<Probe>, Seen) {
     script.filter();
     script.expected();
     script.look_ups();
-    scene.fence();
+    scene.fence.wait();
     (script.sent, scene.look())
 }

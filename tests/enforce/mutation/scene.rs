@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, UdpSocket};
-use std::time::Duration;
 
 use ipnet::IpNet;
 use lab::bridge::mac_text;
 use lab::frame::{self, Frames};
-use lab::{Bridge, Internet, Member, Netns, Veth};
+use lab::{Bridge, Fence, Internet, Member, Netns};
 use nix::libc;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
-use policy::ruleset::log;
-use policy::{Mode, Protocol, Ruleset};
+use policy::ruleset::{Door, log};
+use policy::segment::Refusal;
+use policy::{Mode, Protocol, Ruleset, Standing};
 
 use super::netlink::Nfnetlink;
 use crate::stage::{Policy, inventory, mac_of, node_bridge, published};
@@ -31,13 +31,15 @@ pub(super) const OUTSIDE: [&str; 2] = ["192.0.2.10", "2001:db8:a::10"];
 pub(super) const NETWORK: [&str; 2] = ["198.51.100.7", "2001:db8:b::7"];
 /// Published ports of the workloads in Enforce and Audit.
 pub(super) const DOORS: [(&str, u16); 3] = [("re", 1081), ("dr", 1082), ("au", 1083)];
+/// Port that is translated for the node's own programs, to the same port of `le`, which they may not reach.
+pub(super) const INWARD: u16 = 1090;
 /// Somebody outside whom nobody allows.
 pub(super) const STRANGER: [&str; 2] = ["192.0.2.99", "2001:db8:c::99"];
 /// The node's addresses towards outside.
 pub(super) const NODE: [&str; 2] = [lab::internet::HOST_V4, lab::internet::HOST_V6];
 
 /// Bytes that identify a probe.
-pub(super) fn marker(id: u16) -> Vec<u8> {
+pub(crate) fn marker(id: u16) -> Vec<u8> {
     [MAGIC, &id.to_be_bytes()].concat()
 }
 
@@ -66,13 +68,13 @@ pub(super) struct Scene<'h> {
     bridge_wire: Frames,
     node: Vec<UdpSocket>,
     records: Nfnetlink,
-    fence: (Frames, Frames),
+    pub(super) fence: Fence,
     _internet: Internet,
     _members: Vec<Member>,
 }
 
 /// No address, no answer: only what the node makes of the probes is to be seen.
-fn mute(netns: &Netns, interface: &str) {
+pub(crate) fn mute(netns: &Netns, interface: &str) {
     netns.set_sysctl("net.ipv6.conf.all.disable_ipv6", "1");
     netns.ip(&format!("addr flush dev {interface}"));
 }
@@ -177,9 +179,11 @@ impl<'h> Scene<'h> {
             });
             inventory.containers.get_mut(name).unwrap().published = doors.collect();
         }
-        let bound = policy().bind(&inventory);
+        let mut bound = policy().bind(&inventory);
+        for address in ends["le"].addresses {
+            bound.inward.insert(Door { address, protocol: Protocol::Udp, port: INWARD }, Standing::Enforce(Refusal::Drop));
+        }
 
-        Veth::between(host, "fence0", host, "fence1");
         let raw = |family, protocol| {
             let socket = host.run(|| frame::raw_socket(family, protocol)).unwrap();
             setsockopt(&socket, sockopt::RcvBufForce, &(8 << 20)).unwrap();
@@ -198,6 +202,12 @@ impl<'h> Scene<'h> {
         host.nft(
             "table inet theirs { ct helper ftp { type \"ftp\" protocol tcp; }; chain c { type filter hook prerouting priority 0; tcp dport 21 ct helper set \"ftp\"; }; }",
         );
+        let [v4, v6] = ends["le"].addresses;
+        host.nft(&format!(
+            "table inet engine {{ chain c {{ type nat hook output priority -100; \
+             oif lo ip daddr {} udp dport {INWARD} dnat ip to {v4}; oif lo ip6 daddr {} udp dport {INWARD} dnat ip6 to {v6}; }}; }}",
+            NODE[0], NODE[1]
+        ));
         let mut records = host.run(Nfnetlink::open);
         records.listen([log::DENY_GROUP, log::AUDIT_GROUP]);
         Self {
@@ -208,23 +218,9 @@ impl<'h> Scene<'h> {
             bridge_wire: Frames::open(host, "br0"),
             node,
             records,
-            fence: (Frames::open(host, "fence0"), Frames::open(host, "fence1")),
+            fence: Fence::new(host),
             _internet: internet,
             _members: members.into_iter().map(|(_, _, member)| member).collect(),
-        }
-    }
-
-    /// Waits until everything that was sent before has gone as far as it goes.
-    ///
-    /// # Why
-    /// All is sent by one thread on one processor, and a veth puts each frame at the end of that processor's one queue. What comes
-    /// out at the end of another cable was behind all of them; a few times over, behind what they caused.
-    pub(super) fn fence(&self) {
-        let (from, to) = (&self.fence.0, &self.fence.1);
-        for turn in 0..6_u8 {
-            from.send(&frame::ethernet([2; 6], [4; 6], 0x88b6, &[turn; 46]));
-            let arrived = to.receive(Duration::from_secs(20), |frame| frame[12..15] == [0x88, 0xb6, turn]);
-            assert!(arrived.is_some(), "the lab's own cable");
         }
     }
 
@@ -255,7 +251,7 @@ impl<'h> Scene<'h> {
     }
 }
 
-fn marked(bytes: &[u8]) -> Option<u16> {
+pub(crate) fn marked(bytes: &[u8]) -> Option<u16> {
     let at = bytes.windows(MAGIC.len()).position(|window| window == MAGIC)? + MAGIC.len();
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().unwrap()))
 }
@@ -274,13 +270,4 @@ fn of_tcp(packet: &[u8]) -> Option<u16> {
     let acknowledged = u32::from_be_bytes(segment.get(8..12)?.try_into().unwrap());
     let number = acknowledged.checked_sub(SEQUENCES)? / STRIDE;
     u16::try_from(number).ok().filter(|id| *id < 0x1000)
-}
-
-/// The test thread and all it causes on one processor.
-pub(super) fn on_one_processor() {
-    let mut set = nix::sched::CpuSet::new();
-    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).unwrap();
-    let first = (0..nix::sched::CpuSet::count()).find(|&n| allowed.is_set(n).unwrap_or(false)).unwrap();
-    set.set(first).unwrap();
-    nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).unwrap();
 }
