@@ -13,7 +13,7 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::town::{BRIDGES, MEMBERS, NODE, OUTSIDE, leg, member_named, network};
+use super::town::{BRIDGES, MEMBERS, NODE, OUTSIDE, leg, member_named, network, node_bridge};
 use crate::stage::container;
 
 /// Containers that the members of bridges may be legs of.
@@ -125,6 +125,7 @@ impl Sketch {
             let network = network(bridge);
             inventory.networks.insert(network.id.clone(), network);
         }
+        inventory.bridges = (0..BRIDGES.len()).map(|bridge| (BRIDGES[bridge].0.to_owned(), node_bridge(bridge))).collect();
         inventory.host = NODE.iter().flatten().map(|at| at.parse::<IpAddr>().unwrap()).collect();
         for (member, name) in MEMBERS.iter().enumerate() {
             let Some(carrier) = self.carrier(member) else { continue };

@@ -13,7 +13,7 @@ use lab::frame::{self, Frames};
 use lab::{Bridge, Fence, Internet, Member, Netns};
 use nix::libc;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
-use policy::inventory::{Leg, Network};
+use policy::inventory::{Leg, Network, NodeBridge};
 
 use super::sketch::Place;
 use crate::mutation::netlink::Nfnetlink;
@@ -65,6 +65,13 @@ pub(super) fn network(bridge: usize) -> Network {
         internal: false,
         unmanaged: BTreeSet::new(),
     }
+}
+
+/// A bridge as the node has it.
+pub(super) fn node_bridge(bridge: usize) -> NodeBridge {
+    let gateways = NODE[[0, 0, 1, 2][bridge]].map(|at| at.parse().unwrap());
+    let ports = (0..MEMBERS.len()).filter(|&member| MEMBERS[member].1 == bridge).map(port);
+    NodeBridge { addresses: gateways.into(), ports: ports.collect() }
 }
 
 /// An address of a member, by IP version.
