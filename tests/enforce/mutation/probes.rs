@@ -143,7 +143,8 @@ impl Script<'_, '_> {
         let (from, to) = if egress { (name, peer) } else { (peer, name) };
         let mut tuple = self.tuple(from, to, v, what);
         if what.starts_with("udp") {
-            tuple.source_port = 1024 + (u32::from(self.round) * 613 + self.sent.len() as u32 * 7) as u16 % 60_000;
+            // Above every port that is a service, or the late answer would be allowed as a question.
+            tuple.source_port = 10_000 + ((u32::from(self.round) * 613 + self.sent.len() as u32 * 7) % 50_000) as u16;
         }
         self.directed(what, name, peer, egress, tuple, SYN);
         tuple
