@@ -14,8 +14,9 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
+use super::args::ControllerArgs;
+use super::exit;
 use super::output::{Failed, chain};
-use super::{ControllerArgs, exit};
 use crate::api::{self, Gate};
 use crate::hub;
 use crate::store::Store;

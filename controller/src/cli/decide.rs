@@ -8,12 +8,13 @@ use policy::suggestion::Suggestion;
 use policy::{Mode, Workload};
 use serde::Serialize;
 
+use super::args::{
+    AdoptArgs, AllowArgs, ApplyArgs, Deletable, DeleteArgs, EditArgs, ExportArgs, Format, MemberArgs, ModeArgs, OneArgs, RevertArgs,
+    ReviewArgs,
+};
 use super::client::{Client, path};
 use super::output::{Failed, Terminal, Tone, clean, count};
-use super::{
-    AdoptArgs, AllowArgs, ApplyArgs, Deletable, DeleteArgs, EditArgs, ExportArgs, Format, MemberArgs, ModeArgs, OneArgs, RevertArgs,
-    ReviewArgs, describe, exit, read, shown, tables,
-};
+use super::{describe, exit, read, shown, tables};
 use crate::api::ask::{Allow, Apply, Comment, Delete, Edit, Export, Members, OfWorkload, Revert, Review, Switch};
 use crate::api::view::{Document, Forecast, Outcome};
 

@@ -6,9 +6,10 @@ use policy::review::Decision;
 use policy::suggestion::Suggestion;
 use policy::{Segment, Workload};
 
+use super::args::{DescribeArgs, DiffArgs, ExplainArgs, Format, GetArgs, Kind, OutputArgs};
 use super::client::{Client, path};
 use super::output::{Failed, Terminal, Tone, clean, count};
-use super::{DescribeArgs, DiffArgs, ExplainArgs, Format, GetArgs, Kind, OutputArgs, exit, read, shown, tables, when};
+use super::{exit, read, shown, tables, when};
 use crate::api::ask::Question;
 use crate::api::view::{Explanation, GuardrailView, NetworkView, PolicyView, SegmentView, StatusView, WorkloadView};
 

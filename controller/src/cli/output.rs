@@ -7,7 +7,8 @@ use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, 
 use policy::Verdict;
 use serde::Serialize;
 
-use super::{Colour, Format, exit};
+use super::args::Format;
+use super::{Colour, exit};
 use crate::api::view::{Failure, FailureCode};
 pub(crate) use crate::hub::chain;
 

@@ -5,9 +5,10 @@ use policy::review::Decision;
 use policy::{Verdict, Workload};
 use serde::Serialize;
 
+use super::args::{AuditArgs, FlowsArgs, Format, GetArgs, GraphArgs, GraphFormat, Kind, OutputArgs};
 use super::client::Client;
 use super::output::{Failed, Terminal, count};
-use super::{AuditArgs, FlowsArgs, Format, GetArgs, GraphArgs, GraphFormat, Kind, OutputArgs, exit, tables};
+use super::{exit, tables};
 use crate::api::ask::{FlowFilter, GraphFilter};
 use crate::api::view::{
     AuditLine, FlowLine, FlowView, GraphView, GuardrailView, NetworkView, PolicyView, SegmentView, SuggestionLine, VersionView,

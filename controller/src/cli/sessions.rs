@@ -3,7 +3,7 @@
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::ControllerArgs;
+use super::args::ControllerArgs;
 use crate::session::{Event, Listener, Options, SessionError};
 use crate::supervise::Places;
 
