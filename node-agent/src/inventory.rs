@@ -32,7 +32,7 @@ pub use links::LinksError;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// What runs, and where.
-    pub inventory: Inventory,
+    pub inventory: Arc<Inventory>,
     /// Who held which address when.
     pub leases: LeaseBook,
     /// Why this may be out of date or incomplete; empty: it is not.

@@ -13,6 +13,10 @@ use crate::segment::{Mode, Selector};
 use crate::service::Ports;
 use crate::workload::Workload;
 
+mod binding;
+
+pub use binding::Binding;
+
 /// Names of the networks of each workload that runs here, as [`Scene`] wants them.
 pub fn networks(inventory: &Inventory) -> BTreeMap<Workload, BTreeSet<String>> {
     let owned = |names: BTreeSet<&str>| names.into_iter().map(str::to_owned).collect();
@@ -27,28 +31,86 @@ pub fn bind(set: &PolicySet, inventory: &Inventory, now: Timestamp) -> Ruleset {
 /// The same, where these bridges were guarded before under the same policies: they stay so, though nobody in Enforce is on them just
 /// now. Whoever comes back after all were gone (a restart of the engine) would else send before it is bound.
 pub fn bind_after(set: &PolicySet, inventory: &Inventory, guarded: &BTreeSet<String>, now: Timestamp) -> Ruleset {
-    let networks = networks(inventory);
-    let scene = Scene { set, networks: &networks, now };
-    let mut ruleset = Ruleset { bridges: inventory.networks.values().filter_map(|n| n.bridge.clone()).collect(), ..Ruleset::default() };
-
-    let standings: BTreeMap<&str, Standing> = inventory.containers.values().map(|c| (c.id.as_str(), scene.standing(&c.workload))).collect();
-    for container in inventory.containers.values() {
-        let guarded = match standings[container.id.as_str()] {
-            Standing::Open => continue,
-            Standing::Audit => false,
-            Standing::Enforce(_) | Standing::Quarantined => true,
+    let (members, standings) = (members(inventory), standings(set, inventory, now));
+    let mut ruleset = frame(set, inventory, &standings, guarded);
+    ruleset.inward = inward(set, inventory, &standings, now);
+    let ground = Ground { inventory, members: &members };
+    for container in inventory.containers.values().filter(|container| has_sides(standings[&container.id])) {
+        let locals: Vec<Spot> = spots(container).collect();
+        let mut take = |pair| {
+            ruleset.pairs.insert(pair);
         };
-        for leg in &container.legs {
-            let watch = ruleset.watched.entry(leg.bridge.clone()).or_default();
-            watch.guarded |= guarded;
+        carried_pairs(ground, container, &locals, &mut take);
+        for (direction, rule) in rules(set, &container.workload, now) {
+            rule_pairs(ground, container, &locals, direction, rule, &mut take);
         }
     }
-    let still = ruleset.bridges.iter().filter(|bridge| guarded.contains(*bridge)).cloned().collect::<Vec<_>>();
-    for bridge in guarded_beforehand(set, inventory).chain(&still) {
-        ruleset.watched.entry(bridge.clone()).or_default().guarded = true;
+    ruleset
+}
+
+/// Ids of the containers of each workload.
+type Members = BTreeMap<Workload, Vec<String>>;
+
+fn members(inventory: &Inventory) -> Members {
+    let mut members = Members::new();
+    for container in inventory.containers.values() {
+        members.entry(container.workload.clone()).or_default().push(container.id.clone());
+    }
+    members
+}
+
+/// How each container stands, by id.
+type Standings = BTreeMap<String, Standing>;
+
+fn standings(set: &PolicySet, inventory: &Inventory, now: Timestamp) -> Standings {
+    let networks = networks(inventory);
+    let scene = Scene { set, networks: &networks, now };
+    inventory.containers.values().map(|container| (container.id.clone(), scene.standing(&container.workload))).collect()
+}
+
+/// Whether the rules of a container with this standing become pairs.
+fn has_sides(standing: Standing) -> bool {
+    match standing {
+        Standing::Audit | Standing::Enforce(_) => true,
+        Standing::Open | Standing::Quarantined => false,
+    }
+}
+
+/// What runs here, and by workload.
+#[derive(Clone, Copy)]
+struct Ground<'a> {
+    inventory: &'a Inventory,
+    members: &'a Members,
+}
+
+impl<'a> Ground<'a> {
+    fn of(self, workload: &Workload) -> impl Iterator<Item = &'a Container> {
+        let ids = self.members.get(workload).into_iter().flatten();
+        ids.filter_map(move |id| self.inventory.containers.get(id))
+    }
+}
+
+/// The bridges that somebody in Enforce is on, or that belong to an enforced segment.
+fn guarded_by_policy(set: &PolicySet, inventory: &Inventory, standings: &Standings) -> BTreeSet<String> {
+    let held = |container: &&Container| matches!(standings[&container.id], Standing::Enforce(_) | Standing::Quarantined);
+    let of_legs = inventory.containers.values().filter(held).flat_map(|container| container.legs.iter().map(|leg| &leg.bridge));
+    of_legs.chain(guarded_beforehand(set, inventory)).cloned().collect()
+}
+
+/// The ruleset without its pairs and without [`inward`]: what depends on who runs here and how they stand, and on no rule.
+fn frame(set: &PolicySet, inventory: &Inventory, standings: &Standings, guarded: &BTreeSet<String>) -> Ruleset {
+    let mut ruleset = Ruleset { bridges: inventory.networks.values().filter_map(|n| n.bridge.clone()).collect(), ..Ruleset::default() };
+    for container in inventory.containers.values().filter(|container| standings[&container.id] != Standing::Open) {
+        for leg in &container.legs {
+            ruleset.watched.entry(leg.bridge.clone()).or_default();
+        }
+    }
+    let still = ruleset.bridges.intersection(guarded).cloned().collect::<Vec<_>>();
+    for bridge in guarded_by_policy(set, inventory, standings).into_iter().chain(still) {
+        ruleset.watched.entry(bridge).or_default().guarded = true;
     }
     for container in inventory.containers.values() {
-        let standing = standings[container.id.as_str()];
+        let standing = standings[&container.id];
         for leg in &container.legs {
             let Some(watch) = ruleset.watched.get(&leg.bridge) else { continue };
             if let (true, Some(port)) = (watch.guarded, &leg.port) {
@@ -61,18 +123,8 @@ pub fn bind_after(set: &PolicySet, inventory: &Inventory, guarded: &BTreeSet<Str
                 ruleset.sides.insert(spot, standing);
             }
         }
-        if matches!(standing, Standing::Audit | Standing::Enforce(_)) {
-            allow_sides(&scene, inventory, container, &mut ruleset.pairs);
-        }
         if inventory.userland_proxy && standing != Standing::Open {
-            open_doors(&scene, inventory, container, standing, &mut ruleset);
-        }
-        if standing != Standing::Open {
-            let closed = closed_to_the_node(&scene, inventory, container, standing);
-            for door in closed {
-                let strictest = ruleset.inward.entry(door).or_insert(standing);
-                *strictest = standing.max(*strictest);
-            }
+            hang_doors(inventory, container, standing, &mut ruleset);
         }
     }
     if !ruleset.ajar.is_empty() {
@@ -80,6 +132,33 @@ pub fn bind_after(set: &PolicySet, inventory: &Inventory, guarded: &BTreeSet<Str
     }
     close_beforehand(inventory, &mut ruleset);
     ruleset
+}
+
+/// Published ports that the node's own programs may not reach. The proxy's leg comes from the node too, so that with a proxy only a
+/// quarantine closes them.
+fn inward(set: &PolicySet, inventory: &Inventory, standings: &Standings, now: Timestamp) -> BTreeMap<Door, Standing> {
+    let mut closed = BTreeMap::new();
+    for container in inventory.containers.values().filter(|container| !container.published.is_empty()) {
+        let standing = standings[&container.id];
+        let host = |published: &Published| {
+            let mut own = rules(set, &container.workload, now);
+            own.any(|(direction, rule)| direction == Direction::Ingress && rule.peer == Peer::Host && behind(&rule.ports, published))
+        };
+        let allows = |published: &Published| match standing {
+            Standing::Open => true,
+            Standing::Audit | Standing::Enforce(_) => inventory.userland_proxy || host(published),
+            Standing::Quarantined => false,
+        };
+        for published in container.published.iter().filter(|published| !allows(published)) {
+            let addresses = spots(container).map(|spot| spot.address).filter(|&address| same_family(address, published.address));
+            for address in addresses {
+                let door = Door { address, protocol: published.protocol, port: published.container_port };
+                let strictest = closed.entry(door).or_insert(standing);
+                *strictest = standing.max(*strictest);
+            }
+        }
+    }
+    closed
 }
 
 /// Who else has addresses of a network's subnets on a bridge: should the network be made anew while nobody looks, it can't be told
@@ -124,22 +203,30 @@ fn spots(container: &Container) -> impl Iterator<Item = Spot> + '_ {
     container.legs.iter().flat_map(|leg| leg.addresses.iter().map(|&address| Spot { bridge: Some(leg.bridge.clone()), address }))
 }
 
+/// Whether two states of a container are the same to every rule.
+fn same_places(a: &Container, b: &Container) -> bool {
+    fn legs(container: &Container) -> impl Iterator<Item = (&String, &BTreeSet<IpAddr>)> {
+        container.legs.iter().map(|leg| (&leg.bridge, &leg.addresses))
+    }
+    a.workload == b.workload && a.published == b.published && legs(a).eq(legs(b))
+}
+
 fn same_family(a: IpAddr, b: IpAddr) -> bool {
     a.is_ipv4() == b.is_ipv4()
 }
 
-fn rules<'a>(scene: &'a Scene<'_>, workload: &Workload, direction: Direction) -> impl Iterator<Item = &'a Rule> {
-    let rules = scene.set.policies.get(workload).map(|policy| policy.rules(direction));
-    rules.into_iter().flatten().filter(|rule| rule.in_force(scene.now))
+/// The rules of a workload that hold now, with the side they are of.
+fn rules<'a>(set: &'a PolicySet, workload: &Workload, now: Timestamp) -> impl Iterator<Item = (Direction, &'a Rule)> {
+    let policy = set.policies.get(workload);
+    let of = move |direction| policy.into_iter().flat_map(move |policy| policy.rules(direction)).map(move |rule| (direction, rule));
+    of(Direction::Egress).chain(of(Direction::Ingress)).filter(move |(_, rule)| rule.in_force(now))
 }
 
 /// Where a peer is found on this node.
-fn remotes(inventory: &Inventory, peer: &Peer) -> Vec<Remote> {
+fn remotes(ground: Ground<'_>, peer: &Peer) -> Vec<Remote> {
     match peer {
-        Peer::Workload(workload) => {
-            inventory.containers.values().filter(|c| c.workload == *workload).flat_map(spots).map(Remote::Spot).collect()
-        }
-        Peer::Host => inventory.host.iter().map(|&address| Remote::Spot(Spot { bridge: None, address })).collect(),
+        Peer::Workload(workload) => ground.of(workload).flat_map(spots).map(Remote::Spot).collect(),
+        Peer::Host => ground.inventory.host.iter().map(|&address| Remote::Spot(Spot { bridge: None, address })).collect(),
         // Loopback never crosses a bridge (RFC 1122, 3.2.1.3 (g); RFC 4291, 2.5.3): the rule for the resolver in the container's
         // own namespace needs no element in the kernel.
         Peer::Outside(net) if net.addr().is_loopback() => Vec::new(),
@@ -154,41 +241,56 @@ fn fits(local: &Spot, remote: &Remote) -> bool {
     }
 }
 
-/// The pairs of one container's own two sides.
-fn allow_sides(scene: &Scene<'_>, inventory: &Inventory, container: &Container, pairs: &mut BTreeSet<Pair>) {
-    let locals: Vec<Spot> = spots(container).collect();
-    let mut add = |direction, remote: &Remote, ports| {
-        for local in locals.iter().filter(|local| fits(local, remote)) {
-            pairs.insert(Pair { direction, local: local.clone(), remote: remote.clone(), ports });
+/// The pairs that one rule of a container's workload gives the container: on its own side, and at the doors of the proxy.
+fn rule_pairs(ground: Ground<'_>, container: &Container, locals: &[Spot], direction: Direction, rule: &Rule, mut emit: impl FnMut(Pair)) {
+    let remotes = remotes(ground, &rule.peer);
+    let mut add = |local: &Spot, remote: &Remote, ports| {
+        if fits(local, remote) {
+            emit(Pair { direction, local: local.clone(), remote: remote.clone(), ports });
         }
     };
-    for direction in [Direction::Egress, Direction::Ingress] {
-        for rule in rules(scene, &container.workload, direction) {
-            for remote in remotes(inventory, &rule.peer) {
-                add(direction, &remote, rule.ports);
-            }
-        }
+    for remote in &remotes {
+        locals.iter().for_each(|local| add(local, remote, rule.ports));
     }
+    let inventory = ground.inventory;
     if !inventory.userland_proxy {
         return;
     }
-    // A server of ours reached by the proxy's port: the packet goes to the node, the rule names the workload behind.
-    for rule in rules(scene, &container.workload, Direction::Egress) {
-        let Peer::Workload(peer) = &rule.peer else { continue };
-        for server in inventory.containers.values().filter(|c| c.workload == *peer) {
-            for published in server.published.iter().filter(|p| behind(&rule.ports, p)) {
+    match (direction, &rule.peer) {
+        // A server of ours reached by the proxy's port: the packet goes to the node, the rule names the workload behind.
+        (Direction::Egress, Peer::Workload(peer)) => {
+            for published in ground.of(peer).flat_map(|server| &server.published).filter(|p| behind(&rule.ports, p)) {
                 for door in doors(inventory, published) {
                     let remote = Remote::Spot(Spot { bridge: None, address: door.address });
-                    add(Direction::Egress, &remote, door_ports(&door));
+                    locals.iter().for_each(|local| add(local, &remote, door_ports(&door)));
+                }
+            }
+        }
+        (Direction::Egress, Peer::Host | Peer::Outside(_)) => {}
+        // Who may come in by a door of the container: whoever its ingress allows on the port behind.
+        (Direction::Ingress, _) => {
+            for published in container.published.iter().filter(|p| behind(&rule.ports, p)) {
+                for door in doors(inventory, published) {
+                    let local = Spot { bridge: None, address: door.address };
+                    remotes.iter().for_each(|remote| add(&local, remote, door_ports(&door)));
                 }
             }
         }
     }
-    // The proxy's own leg: who may come was decided at the door.
+}
+
+/// The proxy's own leg to a container: who may come was decided at the door.
+fn carried_pairs(ground: Ground<'_>, container: &Container, locals: &[Spot], mut emit: impl FnMut(Pair)) {
+    if !ground.inventory.userland_proxy {
+        return;
+    }
     for published in &container.published {
         let Ok(ports) = Ports::new(published.protocol, published.container_port, published.container_port) else { continue };
-        for &address in &inventory.host {
-            add(Direction::Ingress, &Remote::Spot(Spot { bridge: None, address }), ports);
+        for &address in &ground.inventory.host {
+            let remote = Remote::Spot(Spot { bridge: None, address });
+            for local in locals.iter().filter(|local| fits(local, &remote)) {
+                emit(Pair { direction: Direction::Ingress, local: local.clone(), remote: remote.clone(), ports });
+            }
         }
     }
 }
@@ -211,45 +313,14 @@ fn doors<'a>(inventory: &'a Inventory, published: &'a Published) -> impl Iterato
     inventory.host.iter().copied().filter(move |&address| at(address)).map(door)
 }
 
-/// Published ports of one container that the node's own programs may not reach. The proxy's leg comes from the node too, so that with a
-/// proxy only a quarantine closes them.
-fn closed_to_the_node<'a>(
-    scene: &'a Scene<'_>,
-    inventory: &'a Inventory,
-    container: &'a Container,
-    standing: Standing,
-) -> impl Iterator<Item = Door> + 'a {
-    let allows = move |published: &Published| {
-        let host = |rule: &Rule| rule.peer == Peer::Host && behind(&rule.ports, published);
-        standing != Standing::Quarantined && (inventory.userland_proxy || rules(scene, &container.workload, Direction::Ingress).any(host))
-    };
-    let closed = container.published.iter().filter(move |published| !allows(published));
-    closed.flat_map(|published| {
-        let addresses = spots(container).map(|spot| spot.address).filter(|&address| same_family(address, published.address));
-        addresses.map(|address| Door { address, protocol: published.protocol, port: published.container_port })
-    })
-}
-
-/// The doors of one container, and who may come in by them: whoever its ingress allows on the port behind.
-fn open_doors(scene: &Scene<'_>, inventory: &Inventory, container: &Container, standing: Standing, ruleset: &mut Ruleset) {
+/// The doors of one container.
+fn hang_doors(inventory: &Inventory, container: &Container, standing: Standing, ruleset: &mut Ruleset) {
     for published in &container.published {
         let everywhere = published.address.is_unspecified() || published.address.is_loopback();
         if everywhere && standing != Standing::Audit {
             ruleset.ajar.insert(Door { address: published.address, protocol: published.protocol, port: published.port });
         }
-        for door in doors(inventory, published) {
-            let local = Spot { bridge: None, address: door.address };
-            let ports = door_ports(&door);
-            ruleset.doors.insert(door, standing);
-            if standing == Standing::Quarantined {
-                continue;
-            }
-            for rule in rules(scene, &container.workload, Direction::Ingress).filter(|rule| behind(&rule.ports, published)) {
-                for remote in remotes(inventory, &rule.peer).into_iter().filter(|remote| fits(&local, remote)) {
-                    ruleset.pairs.insert(Pair { direction: Direction::Ingress, local: local.clone(), remote, ports });
-                }
-            }
-        }
+        ruleset.doors.extend(doors(inventory, published).map(|door| (door, standing)));
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the controller gives a node: immutable, numbered, written in identities. The node binds it to its own addresses.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::policy_set::PolicySet;
@@ -17,8 +19,24 @@ pub struct NodePlan {
     pub store: String,
     /// Only grows. A node refuses a plan older than the one it has.
     pub generation: u64,
-    /// What is in force.
-    pub set: PolicySet,
+    /// What is in force. Shared, since what is bound is kept with what it was made from.
+    #[serde(with = "shared")]
+    pub set: Arc<PolicySet>,
+}
+
+/// As if it were not shared.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, to: S) -> Result<S::Ok, S::Error> {
+        value.as_ref().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Arc<T>, D::Error> {
+        T::deserialize(from).map(Arc::new)
+    }
 }
 
 /// Why a node does not take a plan.

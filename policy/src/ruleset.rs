@@ -19,6 +19,9 @@ use crate::policy_set::Direction;
 use crate::service::{Ports, Protocol, Service};
 
 mod change;
+mod query;
+
+pub use change::{Change, Moves, Turn};
 
 /// An address in its place: the same address on another bridge is another spot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

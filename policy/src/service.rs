@@ -150,6 +150,9 @@ pub struct Ports {
 }
 
 impl Ports {
+    /// Before every other in order; no rule names it.
+    pub(crate) const LEAST: Self = Self { protocol: Protocol::Tcp, first: 0, last: 0 };
+
     /// A range, both ends included. For TCP, UDP and SCTP within 1..=65535; for ICMP types within 0..=255.
     ///
     /// # Errors

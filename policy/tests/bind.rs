@@ -13,8 +13,8 @@ use policy::inventory::{Container, Leg, Network, Published};
 use policy::policy_set::{Direction, Quarantine};
 use policy::segment::Refusal;
 use policy::{
-    Connection, Endpoint, Inventory, Mode, Peer, PolicySet, Ports, Protocol, Rule, Scene, Segment, Selector, Service, Verdict, Workload,
-    WorkloadPolicy, bind, evaluate,
+    Connection, Endpoint, Inventory, Mode, Peer, PolicySet, Ports, Protocol, Rule, Ruleset, Scene, Segment, Selector, Service, Verdict,
+    Workload, WorkloadPolicy, bind, evaluate,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -355,6 +355,80 @@ proptest! {
                     }
                 }
             }
+        }
+    }
+}
+
+/// What happens on a node between two bindings.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Somebody else's plan altogether.
+    Set(PolicySet),
+    /// Another listing altogether.
+    Inventory(Inventory),
+    Rule(Workload, Direction, Rule, bool),
+    /// The container of this place comes, goes or is somebody else.
+    Container(u8, Option<Sketch>),
+    /// The clock goes on, or is put back.
+    Seconds(i64),
+    /// Nothing is remembered of what was guarded, as after a new plan.
+    Forget,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let direction = select(vec![Direction::Egress, Direction::Ingress]);
+    let sketch =
+        (0..workloads().len(), any::<bool>(), btree_set(0..BRIDGES, 0..3), proptest::option::of((select(vec![80u16, 443]), 0..3usize)));
+    let step = prop_oneof![
+        1 => sets().prop_map(Step::Set),
+        1 => inventories().prop_map(Step::Inventory),
+        6 => (select(workloads()), direction, rules(), any::<bool>()).prop_map(|(w, d, rule, comes)| Step::Rule(w, d, rule, comes)),
+        6 => (0..6u8, proptest::option::weighted(0.7, sketch)).prop_map(|(place, sketch)| Step::Container(place, sketch)),
+        2 => select(vec![-70, -6, 1, 6, 61]).prop_map(Step::Seconds),
+        1 => Just(Step::Forget),
+    ];
+    vec(step, 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_kept_current_is_what_binding_anew_makes(inventory in inventories(), set in sets(), steps in steps()) {
+        let (mut inventory, mut set, mut time) = (std::sync::Arc::new(inventory), std::sync::Arc::new(set), now());
+        let mut binding = policy::bind::Binding::default();
+        let mut known = Ruleset::default();
+        for step in std::iter::once(Step::Forget).chain(steps) {
+            let mut guarded = binding.ruleset().guarded();
+            match step {
+                Step::Set(other) => set = other.into(),
+                Step::Inventory(other) => inventory = other.into(),
+                Step::Rule(own, direction, rule, comes) => {
+                    let set = std::sync::Arc::make_mut(&mut set);
+                    let policy = set.policies.entry(own.clone()).or_insert_with(|| WorkloadPolicy::empty(own));
+                    let rules = policy.rules_mut(direction);
+                    let gone = if comes { None } else { rules.first().cloned() };
+                    rules.insert(rule);
+                    gone.map(|gone| rules.remove(&gone));
+                }
+                Step::Container(place, Some(sketch)) => {
+                    let container = container(place.into(), &sketch);
+                    std::sync::Arc::make_mut(&mut inventory).containers.insert(container.id.clone(), container);
+                }
+                Step::Container(place, None) => drop(std::sync::Arc::make_mut(&mut inventory).containers.remove(&format!("c{place}"))),
+                Step::Seconds(seconds) => time += jiff::SignedDuration::from_secs(seconds),
+                Step::Forget => guarded.clear(),
+            }
+            let anew = policy::bind::bind_after(&set, &inventory, &guarded, time);
+            let change = binding.bind(&set, &inventory, &guarded, time);
+            prop_assert_eq!(binding.ruleset(), &anew);
+            prop_assert_eq!(&change, &policy::ruleset::Change::between(&known, &anew));
+            let mut changed = known.clone();
+            changed.change(&change);
+            prop_assert_eq!(&changed, &anew);
+            let stored: policy::ruleset::Change = serde_json::from_str(&serde_json::to_string(&change).unwrap()).unwrap();
+            prop_assert_eq!(stored, change);
+            known = anew;
         }
     }
 }

@@ -41,7 +41,7 @@ fn connection(from: &str, to: &str, service: Service) -> Connection {
 }
 
 fn plan(store: &str, generation: u64) -> NodePlan {
-    NodePlan { format: PLAN_FORMAT, store: store.to_owned(), generation, set: PolicySet::default() }
+    NodePlan { format: PLAN_FORMAT, store: store.to_owned(), generation, set: PolicySet::default().into() }
 }
 
 #[test]

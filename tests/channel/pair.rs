@@ -37,7 +37,7 @@ pub(crate) fn one(n: u16) -> EdgeDelta {
 }
 
 pub(crate) fn plan(store: &str, generation: u64) -> NodePlan {
-    NodePlan { format: policy::plan::PLAN_FORMAT, store: store.to_owned(), generation, set: PolicySet::default() }
+    NodePlan { format: policy::plan::PLAN_FORMAT, store: store.to_owned(), generation, set: PolicySet::default().into() }
 }
 
 /// A folder that both share.

@@ -13,6 +13,7 @@ macro_rules! node {
 
 mod anew;
 mod around;
+mod change;
 mod counts;
 mod doors;
 mod errors;

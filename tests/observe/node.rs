@@ -38,12 +38,14 @@ impl Node {
         };
         let host = bridges.iter().flat_map(|bridge| [bridge.gateway_v4().into(), bridge.gateway_v6().into()]).collect();
         let inventory = Inventory { networks: bridges.iter().map(network).collect(), host, ..Inventory::default() };
-        Self { snapshot: Snapshot { inventory, engine: "told by the test".to_owned(), ..Snapshot::default() } }
+        Self { snapshot: Snapshot { inventory: inventory.into(), engine: "told by the test".to_owned(), ..Snapshot::default() } }
     }
 
     /// Some more addresses of the host.
     pub(crate) fn host(mut self, addresses: &[&str]) -> Self {
-        self.snapshot.inventory.host.extend(addresses.iter().map(|address| address.parse::<IpAddr>().unwrap()));
+        std::sync::Arc::make_mut(&mut self.snapshot.inventory)
+            .host
+            .extend(addresses.iter().map(|address| address.parse::<IpAddr>().unwrap()));
         self
     }
 
@@ -80,14 +82,14 @@ impl Node {
             unmanaged: BTreeSet::new(),
         };
         change(&mut container);
-        self.snapshot.inventory.containers.insert(id, container);
+        std::sync::Arc::make_mut(&mut self.snapshot.inventory).containers.insert(id, container);
         self.at(Timestamp::now())
     }
 
     /// No container of this workload runs any more.
     pub(crate) fn stops(mut self, workload: &str) -> Self {
         let workload: Workload = workload.parse().unwrap();
-        self.snapshot.inventory.containers.retain(|_, container| container.workload != workload);
+        std::sync::Arc::make_mut(&mut self.snapshot.inventory).containers.retain(|_, container| container.workload != workload);
         self.at(Timestamp::now())
     }
 

@@ -109,7 +109,7 @@ impl State {
     pub(crate) fn plan_of(&self, mut set: PolicySet, generation: u64) -> NodePlan {
         // They refuse an allow when it is reviewed; a node has nothing to do with them.
         set.guardrails.clear();
-        NodePlan { format: policy::plan::PLAN_FORMAT, store: self.store.clone(), generation, set }
+        NodePlan { format: policy::plan::PLAN_FORMAT, store: self.store.clone(), generation, set: set.into() }
     }
 
     /// Whether a network that carries a connection between these two is guarded: then what belongs to nobody is denied.

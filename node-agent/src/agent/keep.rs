@@ -1,9 +1,11 @@
-//! What the agent keeps on disk: its lock, the last plan (two copies, checksummed), the last ruleset, and how the host was
-//! before. Only files; what they mean is decided elsewhere.
+//! What the agent keeps on disk: its lock, the last plan (two copies, checksummed), the last ruleset with what has changed since, and
+//! how the host was before. Only files; what they mean is decided elsewhere.
 //!
 //! # Why two copies
 //! The plan is what protects the host after a reboot while the controller may be away. A torn write or a bad block may take one
 //! copy; the other is written only after the first is on disk.
+
+mod growth;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -118,7 +120,7 @@ impl Keep {
     /// # Errors
     /// `Io` with the file that can't be removed.
     pub fn forget(&self) -> Result<(), KeepError> {
-        for path in [BEFORE, PLAN, RULESET].iter().flat_map(|name| copies(name)).map(|copy| self.dir.join(copy)) {
+        for path in [BEFORE, PLAN, RULESET].iter().flat_map(|name| files(name)).map(|copy| self.dir.join(copy)) {
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(KeepError::Io { what: "remove", path, source }),
                 Ok(()) | Err(_) => {}
@@ -137,11 +139,38 @@ impl Keep {
     /// # Errors
     /// `Io`; then at least one older copy is still whole.
     pub fn save<T: Serialize>(&self, name: &str, value: &T) -> Result<(), KeepError> {
-        let json = serde_json::to_vec(value).map_err(|e| KeepError::Io { what: "encode", path: self.dir.join(name), source: e.into() })?;
-        for copy in copies(name) {
-            write_whole(&self.dir.join(copy), &sealed(&json))?;
+        let json = encoded(&self.dir.join(name), value)?;
+        let sealed = sealed(&json);
+        let [first, second] = copies(name);
+        write_whole(&self.dir.join(first), &sealed)?;
+        growth::forget(&self.dir, name)?;
+        write_whole(&self.dir.join(second), &sealed)
+    }
+
+    /// Adds what has changed of a value since it was saved. False: it has grown enough to be saved whole.
+    ///
+    /// # Errors
+    /// `Io`; what was added before is whole, and the value is to be saved.
+    pub fn append<T: Serialize>(&self, name: &str, change: &T) -> Result<bool, KeepError> {
+        growth::append(&self.dir, name, &encoded(&self.dir.join(name), change)?)
+    }
+
+    /// Reads a value with all that was added to it.
+    ///
+    /// # Errors
+    /// As [`Keep::load`].
+    pub fn load_grown<T: DeserializeOwned, C: DeserializeOwned>(
+        &self,
+        name: &str,
+        add: impl Fn(&mut T, C),
+    ) -> Result<Option<T>, KeepError> {
+        let Some((mut value, sum)) = load_with_sum(&self.dir, name)? else { return Ok(None) };
+        for change in growth::read(&self.dir, name, &sum) {
+            // What is not understood ends it, as a torn record does.
+            let Ok(change) = serde_json::from_slice(&change) else { break };
+            add(&mut value, change);
         }
-        Ok(())
+        Ok(Some(value))
     }
 
     /// Reads a value: the first copy that is whole. `None` if there never was one.
@@ -153,6 +182,12 @@ impl Keep {
     }
 }
 
+/// Every file of a value.
+fn files(name: &str) -> Vec<String> {
+    let [first, second] = copies(name);
+    vec![first, second, growth::file(name)]
+}
+
 fn copies(name: &str) -> [String; 2] {
     [format!("{name}.1"), format!("{name}.2")]
 }
@@ -162,6 +197,11 @@ fn copies(name: &str) -> [String; 2] {
 /// # Errors
 /// As [`Keep::load`].
 pub fn load<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>, KeepError> {
+    Ok(load_with_sum(dir, name)?.map(|(value, _)| value))
+}
+
+/// The same, with the checksum of what was saved.
+fn load_with_sum<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<(T, Vec<u8>)>, KeepError> {
     let mut damage = None;
     for copy in copies(name) {
         let path = dir.join(copy);
@@ -172,7 +212,7 @@ pub fn load<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>, Ke
         };
         let read = opened(&text).and_then(|json| serde_json::from_slice(json).map_err(|e| e.to_string()));
         match read {
-            Ok(value) => return Ok(Some(value)),
+            Ok(value) => return Ok(Some((value, text[..SUM].to_vec()))),
             Err(why) => {
                 damage.get_or_insert((path, why));
             }
@@ -183,6 +223,13 @@ pub fn load<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>, Ke
         Some((path, why)) => Err(KeepError::Damaged { path, why }),
     }
 }
+
+fn encoded<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, KeepError> {
+    serde_json::to_vec(value).map_err(|e| KeepError::Io { what: "encode", path: path.to_owned(), source: e.into() })
+}
+
+/// Letters of a checksum.
+const SUM: usize = 64;
 
 /// A checksum line, then the bytes.
 fn sealed(json: &[u8]) -> Vec<u8> {

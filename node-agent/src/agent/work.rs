@@ -1,6 +1,7 @@
 //! The task that owns the agent's state.
 
 mod bound;
+mod held;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -9,10 +10,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use policy::attribute::Fact;
+use policy::bind::Binding;
 use policy::evaluate::{Connection, Scene};
 use policy::graph::{EdgeDelta, FlowGraph};
 use policy::plan::NodePlan;
-use policy::ruleset::Ruleset;
 use policy::status::{NodeStatus, Preview};
 use policy::{Flow, FlowOutcome, Health, PolicySet, Workload, bind, evaluate};
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,7 +29,7 @@ use super::process::EngineFilter;
 use super::start::Begun;
 use super::{AgentError, Before, Options, chain, io_at, living, owner};
 use crate::enforce::watch::Watcher;
-use crate::enforce::{self, Enforcer, Nftables};
+use crate::enforce::{self, Nftables};
 use crate::inventory::{self, Snapshot};
 use crate::observe::{self, Observer, Originals};
 use crate::uplink::{self, Order, Uplink, UplinkHandle};
@@ -153,8 +154,8 @@ struct Work {
     plan: Option<NodePlan>,
     enforcer: Nftables,
     /// What the plan asks for here, now.
-    wanted: Ruleset,
-    /// The bridges of `wanted`, for whoever looks after their switches.
+    binding: Binding,
+    /// The bridges of that, for whoever looks after their switches.
     filtered: watch::Sender<BTreeSet<String>>,
     /// Whether tables of ours were written, by this process or found.
     written: bool,
@@ -173,7 +174,7 @@ struct Work {
     /// When to bind again without a reason from outside: a rule ends, or the kernel refused.
     wake: Instant,
     compare_at: Instant,
-    /// Generation of the plan that `wanted` was bound by.
+    /// Generation of the plan that is bound.
     bound: Option<u64>,
     /// Since when living connections are to be judged again: something was taken away.
     owed: Option<Instant>,
@@ -218,7 +219,7 @@ impl Work {
             snapshot,
             plan,
             enforcer: owner::enforcer(owning, options.ownership)?,
-            wanted: Ruleset::default(),
+            binding: Binding::default(),
             filtered: watch::channel(BTreeSet::new()).0,
             written: false,
             failing: None,
@@ -250,66 +251,9 @@ impl Work {
         }
     }
 
-    /// The last ruleset, as it was bound: its bridges are closed by name before the engine has made them.
-    fn load_ruleset(&mut self) {
-        if self.plan.is_none() {
-            return;
-        }
-        match self.keep.load::<Ruleset>(keep::RULESET) {
-            Ok(Some(ruleset)) => {
-                info!(bridges = ruleset.watched.len(), "the last ruleset is put back until the engine answers");
-                self.bound = self.plan.as_ref().map(|plan| plan.generation);
-                self.enforce(ruleset);
-            }
-            Ok(None) => {}
-            Err(error) => self.alarm(error.to_string()),
-        }
-    }
-
     /// The engine was asked at least once: until then an empty inventory means nothing.
     fn inventory_known(&self) -> bool {
         !self.snapshot.engine.is_empty()
-    }
-
-    fn enforce(&mut self, wanted: Ruleset) {
-        let bridges: BTreeSet<String> = wanted.watched.keys().cloned().collect();
-        self.filtered.send_if_modified(|known| {
-            let news = *known != bridges;
-            *known = bridges;
-            news
-        });
-        if wanted.watched.is_empty() && !self.written {
-            self.wanted = wanted;
-            return;
-        }
-        match self.enforcer.apply(&wanted) {
-            Ok(applied) => {
-                if applied.changed > 0 || applied.rules_written {
-                    info!(changed = applied.changed, rules_written = applied.rules_written, kernel_generation = applied.generation_id, ownership = %applied.ownership, absent = ?applied.absent, adrift = ?applied.adrift, "enforced");
-                }
-                self.written = true;
-                self.failing = None;
-                if applied.adrift != self.adrift {
-                    // A port may be seen a moment before it joins its bridge.
-                    self.wake = self.wake.min(Instant::now() + RETRY_AFTER);
-                } else if let Some(port) = applied.adrift.first() {
-                    self.alarm(format!(
-                        "a neighbour's frames can keep packets from port {port}: its MAC address is also somebody else's on the bridge"
-                    ));
-                }
-                self.adrift = applied.adrift;
-                self.wanted = wanted;
-                self.save_ruleset();
-                return;
-            }
-            Err(error) => {
-                let text = chain(&error);
-                self.failing = Some(text.clone());
-                self.wake = Instant::now() + RETRY_AFTER;
-                self.alarm(format!("what is enforced could not be changed, what was there stays: {text}"));
-            }
-        }
-        self.wanted = wanted;
     }
 
     /// Adds up what the kernel counted, under the names of now.
@@ -326,69 +270,6 @@ impl Work {
         let (inventory, leases) = (&self.snapshot.inventory, &self.snapshot.leases);
         let name = |spot| denied::name(spot, inventory, leases, &names, now);
         self.denied.add(&counts, std::time::Instant::now(), name, |spot| denied::behind(spot, inventory));
-    }
-
-    fn save_ruleset(&mut self) {
-        if let Err(error) = self.keep.save(keep::RULESET, &self.wanted) {
-            self.unsaved = true;
-            self.alarm(format!(
-                "what is enforced is not on disk, a restart without the engine would put back what was before: {}",
-                chain(&error)
-            ));
-        }
-    }
-
-    fn save_plan(&mut self, plan: &NodePlan) {
-        if let Err(error) = self.keep.save(keep::PLAN, plan) {
-            self.unsaved = true;
-            self.alarm(format!(
-                "the plan is in force and not on disk, a killed agent would come back with the one before: {}",
-                chain(&error)
-            ));
-        }
-    }
-
-    fn save_again(&mut self) {
-        if !std::mem::take(&mut self.unsaved) {
-            return;
-        }
-        if let Some(plan) = self.plan.clone() {
-            self.save_plan(&plan);
-        }
-        if self.written {
-            self.save_ruleset();
-        }
-        if !self.unsaved {
-            info!("what is enforced is on disk again");
-        }
-    }
-
-    fn compare(&mut self, why: &str) {
-        self.compare_at = Instant::now() + FULL_COMPARE_EVERY;
-        if !self.written {
-            return;
-        }
-        let drift = match self.enforcer.verify() {
-            Ok(drift) => drift,
-            Err(error) => return self.alarm(format!("the kernel cannot be compared with the plan: {}", chain(&error))),
-        };
-        if drift.is_empty() {
-            return;
-        }
-        let found: Vec<_> = drift.iter().take(5).map(ToString::to_string).collect();
-        let wanted = self.wanted.clone();
-        match self.enforcer.repair(&wanted) {
-            Ok(_) => {
-                self.failing = None;
-                self.alarm(format!("drift found by {why} and repaired: {}", found.join("; ")));
-            }
-            Err(error) => {
-                let text = chain(&error);
-                self.failing = Some(text.clone());
-                self.wake = Instant::now() + RETRY_AFTER;
-                self.alarm(format!("drift found by {why} and not repaired ({text}): {}", found.join("; ")));
-            }
-        }
     }
 
     fn touched(&mut self, change: std::io::Result<crate::enforce::watch::Change>) {
@@ -519,7 +400,7 @@ impl Work {
         let status = NodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: Some(self.since),
-            networks: account::networks(&self.snapshot.inventory, &self.wanted, self.failing.as_deref()),
+            networks: account::networks(&self.snapshot.inventory, self.binding.ruleset(), self.failing.as_deref()),
             store: self.plan.as_ref().map(|p| p.store.clone()).unwrap_or_default(),
             generation: self.plan.as_ref().map_or(0, |p| p.generation),
             events,
@@ -529,9 +410,9 @@ impl Work {
             conntrack,
             alarms: self.alarms.list(),
             unconfined: self.unconfined.clone(),
-            contested: account::contested(&self.snapshot.inventory, &self.wanted),
+            contested: account::contested(&self.snapshot.inventory, self.binding.ruleset()),
             denied: self.denied.told(),
-            riders: account::riders(&self.graph, &self.snapshot.inventory, &self.wanted),
+            riders: account::riders(&self.graph, &self.snapshot.inventory, self.binding.ruleset()),
         };
         metrics::gauge!("bulkhead_agent_events_total").set(events as f64);
         metrics::gauge!("bulkhead_agent_events_lost_total").set(lost as f64);
@@ -548,7 +429,7 @@ impl Work {
             Arc::ptr_eq(&reported.snapshot, &self.snapshot) && reported.news == news && reported.at.elapsed() < REPORT_ANYWAY_AFTER
         });
         if !same {
-            self.uplink.report(self.snapshot.inventory.clone(), status);
+            self.uplink.report((*self.snapshot.inventory).clone(), status);
             self.reported = Some(Reported { snapshot: self.snapshot.clone(), news, at: Instant::now() });
         }
     }

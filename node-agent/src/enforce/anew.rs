@@ -7,64 +7,54 @@
 //! says. Only bridges count, and bridges and ports that were there before go on undisturbed, whatever addresses they carry: an
 //! uplink, a VPN, another engine, virtual machines. Whoever is bound meets earlier rules, and none of these.
 
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 
 use ipnet::{IpNet, Ipv6Net};
 use nix::libc;
-use policy::ruleset::{Ruleset, log};
+use policy::ruleset::log;
 
 use super::build::{Draft, rule};
 use super::count::{self, Reason};
 use super::elements::octets;
 use super::expression::{Field, Ip};
 use super::filter::named;
-use super::model::{Key, KeyType, Rule, Set, Table, Value, Verdict, interface_name, part};
+use super::model::{Key, KeyType, Rule, Set, Table, Verdict, interface_name, part};
 
 const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
 const IPS: [Ip; 2] = [Ip::V4, Ip::V6];
 
 /// Adds the sets of subnets. Their keys begin with the type of the packet: one look-up, and no IPv6 packet is read as IPv4.
-pub(super) fn subnets(table: &mut Table, ruleset: &Ruleset) {
-    // Whoever has an address of an IPv6 subnet has a link-local one too. Docker switches IPv6 off where a network has none.
-    let link_local = ruleset.subnets.iter().any(|net| matches!(net, IpNet::V6(_)));
-    let link_local = link_local.then(|| IpNet::from(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)));
-    let all: Vec<IpNet> = ruleset.subnets.iter().copied().chain(link_local).collect();
-    // Disjoint, or the kernel refuses (nft_set_pipapo.c).
-    let disjoint = IpNet::aggregate(&all);
-    for (ip, ethertype) in [(Ip::V4, IPV4), (Ip::V6, IPV6)] {
+pub(super) fn sets(table: &mut Table) {
+    for ip in IPS {
         let key = [KeyType::EtherType, Field::Source(ip).key_type()];
-        let mut set = Set { intervals: true, ..Set::of(&key, "subnets of guarded networks") };
-        for net in disjoint.iter().filter(|net| matches!(net, IpNet::V4(_)) == (ip == Ip::V4)) {
-            let end = |address| {
-                let mut key = Vec::new();
-                part(&mut key, &ethertype);
-                part(&mut key, &octets(address));
-                key
-            };
-            set.elements.insert(Key::Range(end(net.network()), end(net.broadcast())), Value::Nothing);
-        }
-        table.sets.insert(named("subnets", ip), set);
+        table.sets.insert(named("subnets", ip), Set { intervals: true, ..Set::of(&key, "subnets of guarded networks") });
     }
 }
 
-/// Names of interfaces as a set.
-pub(super) fn names<'a>(names: impl IntoIterator<Item = &'a String>, comment: &str) -> Set {
-    let mut set = Set::of(&[KeyType::InterfaceName], comment);
-    names.into_iter().for_each(|name| set.insert(interface_name(name), Value::Nothing));
-    set
+/// What is in these sets, from the first to the last address.
+pub(super) fn ranges(subnets: &BTreeSet<IpNet>) -> Vec<(Ip, Key)> {
+    // Whoever has an address of an IPv6 subnet has a link-local one too. Docker switches IPv6 off where a network has none.
+    let link_local = subnets.iter().any(|net| matches!(net, IpNet::V6(_)));
+    let link_local = link_local.then(|| IpNet::from(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10)));
+    let all: Vec<IpNet> = subnets.iter().copied().chain(link_local).collect();
+    // Disjoint, or the kernel refuses (nft_set_pipapo.c).
+    let range = |net: &IpNet| {
+        let (ip, ethertype) = if matches!(net, IpNet::V4(_)) { (Ip::V4, IPV4) } else { (Ip::V6, IPV6) };
+        let end = |address| {
+            let mut key = Vec::new();
+            part(&mut key, &ethertype);
+            part(&mut key, &octets(address));
+            key
+        };
+        (ip, Key::Range(end(net.network()), end(net.broadcast())))
+    };
+    IpNet::aggregate(&all).iter().map(range).collect()
 }
 
-/// A tag within a tag.
-pub(super) fn tags(ruleset: &Ruleset) -> Set {
-    let mut set = Set::of(&[KeyType::EtherType], "802.1Q and 802.1ad");
-    for tag in [[0x81, 0x00], [0x88, 0xa8]].iter().filter(|_| !ruleset.subnets.is_empty()) {
-        let mut key = Vec::new();
-        part(&mut key, tag);
-        set.insert(key, Value::Nothing);
-    }
-    set
-}
+/// 802.1Q and 802.1ad.
+pub(super) const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
 
 fn addressed() -> impl Iterator<Item = Rule> {
     let ends = IPS.into_iter().flat_map(|ip| [(Field::Source(ip), ip), (Field::Destination(ip), ip)]);

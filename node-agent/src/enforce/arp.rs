@@ -5,24 +5,19 @@
 //! guarded bridge cannot be asked there. Here the interface is the bridge. Without this a new container could say, before it is
 //! bound, that a neighbour's address is its own, and the node would send it what is meant for the neighbour.
 
-use policy::ruleset::Ruleset;
-
 use super::PINNED;
 use super::build::rule;
 use super::expression::Field;
-use super::model::{Chain, Family, Hook, KeyType, Set, Table, Value, interface_name};
+use super::model::{Chain, Family, Hook, KeyType, Set, Table};
 
 /// NF_ARP_IN (linux/netfilter_arp.h).
 const INPUT: u32 = 0;
 /// NF_IP_PRI_FILTER; ARP has no names of its own.
 const PRIORITY: i32 = 0;
 
-/// The table with its elements.
-pub(super) fn table(ruleset: &Ruleset) -> Table {
-    let mut guarded = Set::of(&[KeyType::InterfaceName], "bridges where an unknown address is dropped");
-    for name in ruleset.watched.iter().filter(|(_, watch)| watch.guarded).map(|(name, _)| name) {
-        guarded.insert(interface_name(name), Value::Nothing);
-    }
+/// The table without its elements: these the caller fills in.
+pub(super) fn table() -> Table {
+    let guarded = Set::of(&[KeyType::InterfaceName], "bridges where an unknown address is dropped");
     let believed = rule("not let in by the guard of its port: from a port nobody bound yet")
         .within(&[Field::Iifname], "guarded")
         .mark_lacks(PINNED)

@@ -1,6 +1,7 @@
 //! What an apply would write, in words, without a kernel.
 
 use policy::Ruleset;
+use policy::ruleset::Change;
 
 use super::elements::{self, Shape};
 use super::model::{Family, Table};
@@ -40,6 +41,10 @@ impl Enforcer for DryRun {
         self.held = Some(wanted);
         let absent = elements::absent(ruleset, &self.links);
         Ok(Applied { changed, rules_written, generation_id: 0, ownership: Ownership::Shared, absent, adrift: Default::default() })
+    }
+
+    fn change(&mut self, ruleset: &Ruleset, _: &Change) -> Result<Applied, EnforceError> {
+        self.apply(ruleset)
     }
 
     fn verify(&mut self) -> Result<Vec<Drift>, EnforceError> {

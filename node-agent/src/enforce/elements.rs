@@ -6,14 +6,13 @@ use std::fmt;
 use std::net::IpAddr;
 
 use policy::policy_set::Direction;
-use policy::ruleset::{Door, Pair, Remote, Ruleset, Spot};
-use policy::service::Protocol;
+use policy::ruleset::{Pair, Remote, Ruleset, Spot};
+use policy::service::{Ports, Protocol};
 
-use super::anew;
+use super::entries::{self, Entry};
 use super::expression::{Field, Ip};
-use super::filter::{door_verdict, is_strict, named, side_verdict};
 use super::links::Links;
-use super::model::{Key, KeyType, Set, Table, Value, interface_name, part};
+use super::model::{Key, KeyType, Set, part};
 
 /// Protocols that share sets: their service is the same field of the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -147,7 +146,7 @@ impl SetName {
 /// Elements of the pairs, by set.
 pub(super) type Elements = BTreeMap<SetName, BTreeSet<Key>>;
 
-fn ip_of(address: IpAddr) -> Ip {
+pub(super) fn ip_of(address: IpAddr) -> Ip {
     if address.is_ipv4() { Ip::V4 } else { Ip::V6 }
 }
 
@@ -160,7 +159,7 @@ pub(super) fn octets(address: IpAddr) -> Vec<u8> {
 }
 
 /// (interface index, address) as a key; `None`: the bridge is not there.
-fn spot_key(spot: &Spot, links: &Links) -> Option<Vec<u8>> {
+pub(super) fn spot_key(spot: &Spot, links: &Links) -> Option<Vec<u8>> {
     let index = match &spot.bridge {
         None => 0,
         Some(bridge) => links.index(bridge)?,
@@ -171,48 +170,78 @@ fn spot_key(spot: &Spot, links: &Links) -> Option<Vec<u8>> {
     Some(key)
 }
 
-/// Where ranges of one local end live, until they are disjoint.
-type Ranges<'a> = BTreeMap<(SetName, Vec<u8>), Vec<(&'a Pair, Vec<u8>, Vec<u8>)>>;
+/// Where a pair is in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// An element of its own.
+    Exact(SetName, Key),
+    /// A box among others of its local end, from the first to the last address and service.
+    Range(SetName, Within),
+}
+
+/// A box in the making.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Within {
+    local: Vec<u8>,
+    first: Vec<u8>,
+    last: Vec<u8>,
+    ports: Ports,
+}
+
+/// Where a pair belongs; `None`: its bridges are not there, or no packet is like that.
+pub(super) fn place(pair: &Pair, links: &Links) -> Option<Place> {
+    let ip = ip_of(pair.local.address);
+    let ports = pair.ports;
+    let group = Group::of(ports.protocol());
+    let local = spot_key(&pair.local, links)?;
+    if !group.fits(ip) || ip_of(remote_address(&pair.remote)) != ip {
+        return None;
+    }
+    let one_port = ports.first() == ports.last();
+    let (kind, first, last) = match &pair.remote {
+        Remote::Spot(spot) => {
+            let remote = spot_key(spot, links)?;
+            (if one_port { Kind::Spots } else { Kind::SpotRanges }, remote.clone(), remote)
+        }
+        Remote::Outside(net) => {
+            let exact = one_port && net.prefix_len() == net.max_prefix_len();
+            (if exact { Kind::Outside } else { Kind::OutsideRanges }, octets(net.network()), octets(net.broadcast()))
+        }
+    };
+    let name = SetName { direction: pair.direction, ip, kind, group };
+    Some(match kind {
+        Kind::Spots | Kind::Outside => {
+            Place::Exact(name, Key::Exact(joined(&local, &first, &group.service(ports.protocol(), ports.first()))))
+        }
+        Kind::SpotRanges | Kind::OutsideRanges => Place::Range(name, Within { local, first, last, ports }),
+    })
+}
 
 /// The elements of every pair whose bridges are there.
 pub(super) fn pairs(ruleset: &Ruleset, links: &Links) -> Elements {
     let mut elements = Elements::new();
-    let mut ranges = Ranges::new();
+    let mut ranges: BTreeMap<(SetName, Vec<u8>), Vec<Within>> = BTreeMap::new();
     for pair in &ruleset.pairs {
-        let ip = ip_of(pair.local.address);
-        let group = Group::of(pair.ports.protocol());
-        let Some(local) = spot_key(&pair.local, links) else { continue };
-        if !group.fits(ip) {
-            continue;
-        }
-        let one_port = pair.ports.first() == pair.ports.last();
-        let (kind, first, last) = match &pair.remote {
-            Remote::Spot(spot) => {
-                let Some(remote) = spot_key(spot, links) else { continue };
-                (if one_port { Kind::Spots } else { Kind::SpotRanges }, remote.clone(), remote)
-            }
-            Remote::Outside(net) => {
-                let exact = one_port && net.prefix_len() == net.max_prefix_len();
-                (if exact { Kind::Outside } else { Kind::OutsideRanges }, octets(net.network()), octets(net.broadcast()))
-            }
-        };
-        if ip_of(remote_address(&pair.remote)) != ip {
-            continue;
-        }
-        let name = SetName { direction: pair.direction, ip, kind, group };
-        match kind {
-            Kind::Spots | Kind::Outside => {
-                let service = group.service(pair.ports.protocol(), pair.ports.first());
-                elements.entry(name).or_default().insert(Key::Exact(joined(&local, &first, &service)));
-            }
-            Kind::SpotRanges | Kind::OutsideRanges => ranges.entry((name, local)).or_default().push((pair, first, last)),
+        match place(pair, links) {
+            Some(Place::Exact(name, key)) => drop(elements.entry(name).or_default().insert(key)),
+            Some(Place::Range(name, within)) => ranges.entry((name, within.local.clone())).or_default().push(within),
+            None => {}
         }
     }
     for ((name, local), of_local) in ranges {
-        let keys = disjoint(name.group, &local, &of_local);
-        elements.entry(name).or_default().extend(keys);
+        elements.entry(name).or_default().extend(disjoint(name.group, &local, &of_local));
     }
     elements
+}
+
+/// The elements of one set of ranges that belong to one local end.
+pub(super) fn ranges_of(ruleset: &Ruleset, name: SetName, local: &Spot, links: &Links) -> Vec<Key> {
+    let of_set = |pair: &Pair| match place(pair, links) {
+        Some(Place::Range(of, within)) if of == name => Some(within),
+        Some(_) | None => None,
+    };
+    let boxes: Vec<Within> = ruleset.pairs_of(name.direction, local).filter_map(of_set).collect();
+    boxes.first().map(|one| disjoint(name.group, &one.local, &boxes)).unwrap_or_default()
 }
 
 fn remote_address(remote: &Remote) -> IpAddr {
@@ -234,12 +263,12 @@ type Span = (u16, u16);
 
 /// Boxes (remote range x service range) of one local end, without overlaps. Networks are nested or apart, so a wider one goes
 /// first and its ports are taken away from those within.
-fn disjoint(group: Group, local: &[u8], pairs: &[(&Pair, Vec<u8>, Vec<u8>)]) -> Vec<Key> {
+fn disjoint(group: Group, local: &[u8], boxes: &[Within]) -> Vec<Key> {
     let mut by_remote: BTreeMap<(Vec<u8>, Vec<u8>), Vec<Span>> = BTreeMap::new();
-    for (pair, first, last) in pairs {
-        let span = match pair.ports.protocol() {
+    for Within { first, last, ports, .. } in boxes {
+        let span = match ports.protocol() {
             Protocol::Other(number) => (u16::from(number), u16::from(number)),
-            _ => (pair.ports.first(), pair.ports.last()),
+            _ => (ports.first(), ports.last()),
         };
         by_remote.entry((first.clone(), last.clone())).or_default().push(span);
     }
@@ -286,86 +315,52 @@ fn without((low, high): Span, others: &[Span]) -> Vec<Span> {
     out
 }
 
-/// Fills everything but the pairs: names of bridges, sides, doors, who may talk to whom.
-pub(super) fn fill(table: &mut Table, ruleset: &Ruleset, links: &Links) {
-    anew::subnets(table, ruleset);
-    table.sets.insert("known".into(), anew::names(&ruleset.known, "bridges that were there when the agent last looked"));
-    let mut insert = |set: &str, key: Vec<u8>, value: Value| {
-        if let Some(set) = table.sets.get_mut(set) {
-            set.insert(key, value);
-        }
-    };
-    for bridge in &ruleset.bridges {
-        insert("bridges", interface_name(bridge), Value::Nothing);
-    }
-    for (bridge, watch) in &ruleset.watched {
-        insert("watched", interface_name(bridge), Value::Nothing);
-        if watch.guarded {
-            insert("guarded", interface_name(bridge), Value::Nothing);
-        }
-    }
-    for (spot, standing) in &ruleset.sides {
-        let Some(key) = spot_key(spot, links) else { continue };
-        let ip = ip_of(spot.address);
-        insert(&named("senders", ip), key.clone(), Value::Verdict(side_verdict(Direction::Egress, *standing)));
-        insert(&named("receivers", ip), key.clone(), Value::Verdict(side_verdict(Direction::Ingress, *standing)));
-        if is_strict(*standing) {
-            insert(&named("strict", ip), key, Value::Nothing);
-        }
-    }
-    let port = |door: &Door| {
-        let mut key = Vec::new();
-        part(&mut key, &octets(door.address));
-        part(&mut key, &[door.protocol.number()]);
-        part(&mut key, &door.port.to_be_bytes());
-        key
-    };
-    for (door, standing) in &ruleset.doors {
-        let Some(verdict) = door_verdict(*standing) else { continue };
-        insert(&named("doors", ip_of(door.address)), port(door), Value::Verdict(verdict));
-    }
-    for (door, standing) in &ruleset.inward {
-        // No pair is found for loopback: what these chains end with is what happens.
-        let verdict = side_verdict(Direction::Ingress, *standing);
-        insert(&named("inward", ip_of(door.address)), port(door), Value::Verdict(verdict));
-    }
-    for door in &ruleset.ajar {
-        let mut key = Vec::new();
-        part(&mut key, &[door.protocol.number()]);
-        part(&mut key, &door.port.to_be_bytes());
-        insert(&named("ajar", ip_of(door.address)), key, Value::Nothing);
-    }
-    for &address in &ruleset.node {
-        let mut key = Vec::new();
-        part(&mut key, &octets(address));
-        insert(&named("node", ip_of(address)), key, Value::Nothing);
-    }
-    for pair in &ruleset.pairs {
-        let Some(mut key) = spot_key(&pair.local, links) else { continue };
-        let ip = ip_of(pair.local.address);
-        match &pair.remote {
-            Remote::Spot(spot) if ip_of(spot.address) == ip => {
-                let Some(remote) = spot_key(spot, links) else { continue };
-                key.extend(remote);
-                insert(&named("talk", ip), key, Value::Nothing);
-            }
-            Remote::Outside(_) => insert(&named("talk_outside", ip), key, Value::Nothing),
-            Remote::Spot(_) => {}
-        }
-    }
+/// Everything but the pairs: bridges, sides, doors, ports, who may talk to whom.
+pub(super) fn others<'a>(ruleset: &'a Ruleset, links: &'a Links) -> impl Iterator<Item = Entry> + 'a {
+    let bridges = ruleset.bridges.iter().map(|name| entries::bridge(name));
+    let watched = ruleset.watched.iter().flat_map(|(name, watch)| entries::watch(name, *watch));
+    let sides = ruleset.sides.iter().flat_map(move |(spot, standing)| entries::side(spot, *standing, links));
+    let doors = ruleset.doors.iter().filter_map(|(door, standing)| entries::door(door, *standing));
+    let inward = ruleset.inward.iter().map(|(door, standing)| entries::inward(door, *standing));
+    let ajar = ruleset.ajar.iter().map(entries::ajar);
+    let node = ruleset.node.iter().map(|&address| entries::node(address));
+    let pins = ruleset.pins.iter().flat_map(|(port, pin)| entries::pin(port, pin));
+    let known = ruleset.known.iter().map(|name| entries::known(name));
+    let bystanders = ruleset.bystanders.iter().map(|port| entries::bystander(port));
+    let subnets = entries::subnets(&ruleset.subnets);
+    let talk = ruleset.pairs.iter().filter_map(move |pair| entries::talk(&pair.local, &pair.remote, links));
+    bridges
+        .chain(watched)
+        .chain(sides)
+        .chain(doors)
+        .chain(inward)
+        .chain(ajar)
+        .chain(node)
+        .chain(pins)
+        .chain(known)
+        .chain(bystanders)
+        .chain(subnets)
+        .chain(talk)
 }
 
-/// Bridges that the ruleset names and the node lacks.
+/// Bridges of the spots of a pair.
+pub(super) fn bridges_of(pair: &Pair) -> impl Iterator<Item = &String> {
+    let remote = match &pair.remote {
+        Remote::Spot(spot) => spot.bridge.as_ref(),
+        Remote::Outside(_) => None,
+    };
+    [pair.local.bridge.as_ref(), remote].into_iter().flatten()
+}
+
+/// Bridges that the elements of a ruleset name.
+pub(super) fn named_bridges(ruleset: &Ruleset) -> BTreeSet<&String> {
+    let of_sides = ruleset.sides.keys().filter_map(|spot| spot.bridge.as_ref());
+    of_sides.chain(ruleset.watched.keys()).chain(ruleset.pairs.iter().flat_map(bridges_of)).collect()
+}
+
+/// Those of them that the node lacks.
 pub(super) fn absent(ruleset: &Ruleset, links: &Links) -> BTreeSet<String> {
-    let of_pairs = ruleset.pairs.iter().flat_map(|pair| {
-        let remote = match &pair.remote {
-            Remote::Spot(spot) => spot.bridge.as_ref(),
-            Remote::Outside(_) => None,
-        };
-        [pair.local.bridge.as_ref(), remote].into_iter().flatten()
-    });
-    let named = ruleset.sides.keys().filter_map(|spot| spot.bridge.as_ref()).chain(of_pairs).chain(ruleset.watched.keys());
-    named.filter(|bridge| links.index(bridge).is_none()).cloned().collect()
+    named_bridges(ruleset).into_iter().filter(|bridge| links.index(bridge).is_none()).cloned().collect()
 }
 
 #[cfg(test)]

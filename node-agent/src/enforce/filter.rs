@@ -108,6 +108,7 @@ fn ends(local: [Field; 2], remote: [Field; 2]) -> Vec<Field> {
 pub(super) fn table(shape: &Shape) -> Table {
     let mut table = Table { family: Family::Inet, sets: Default::default(), chains: Default::default() };
     constant_sets(&mut table);
+    anew::sets(&mut table);
     for name in shape {
         table.sets.insert(name.to_string(), name.empty_set());
     }
@@ -190,6 +191,7 @@ fn constant_sets(table: &mut Table) {
     let mut add = |name: String, set: Set| table.sets.insert(name, set);
     let names = [KeyType::InterfaceName];
     add("bridges".into(), Set::of(&names, "every bridge of the engine; what uses another interface is outside"));
+    add("known".into(), Set::of(&names, "bridges that were there when the agent last looked"));
     add("watched".into(), Set::of(&names, "bridges whose packets are judged"));
     add("guarded".into(), Set::of(&names, "bridges where an unknown address is dropped"));
     for ip in IPS {

@@ -11,12 +11,10 @@ use policy::ruleset::log;
 
 use super::anew;
 use super::build::rule;
-use super::elements::octets;
 use super::expression::{Field, Ip};
-use super::model::{Chain, Family, Hook, KeyType, Rule, Set, Table, Value, Verdict, interface_name, part};
+use super::model::{Chain, Family, Hook, KeyType, Rule, Set, Table, Value, Verdict, part};
 use super::{ACCEPTED, PINNED};
-use policy::ruleset::Ruleset;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 /// First of all in prerouting (NF_BR_PRI_NAT_DST_BRIDGED), before br_netfilter hands packets to the inet hooks (0).
 const BEFORE_INET: i32 = -300;
@@ -28,40 +26,19 @@ const IPV4: [u8; 2] = [0x08, 0x00];
 const IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// The address that IPv6 makes from a MAC address by itself (RFC 4291, appendix A).
-fn link_local(mac: [u8; 6]) -> Ipv6Addr {
+pub(super) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac;
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
-/// The table with its elements.
-pub(super) fn table(ruleset: &Ruleset) -> Table {
+/// The table without the elements of its ports: these the caller fills in.
+pub(super) fn table() -> Table {
     let mut table = Table { family: Family::Bridge, sets: Default::default(), chains: Default::default() };
     let port = KeyType::InterfaceName;
-    let mut ports = Set::of(&[port], "ports of guarded bridges");
-    let mut macs = Set::of(&[port, KeyType::Mac], "the MAC address of a port");
-    let mut own4 = Set::of(&[port, KeyType::Mac, KeyType::Ipv4], "the IPv4 addresses of a port, with its MAC address");
-    let mut own6 = Set::of(&[port, KeyType::Mac, KeyType::Ipv6], "the IPv6 addresses of a port, with its MAC address");
-    for (name, pin) in &ruleset.pins {
-        let mut station = interface_name(name);
-        part(&mut station, &pin.mac);
-        let key = |address: &[u8]| {
-            let mut key = station.clone();
-            part(&mut key, address);
-            key
-        };
-        ports.insert(interface_name(name), Value::Nothing);
-        macs.insert(station.clone(), Value::Nothing);
-        // The kernel in the container makes this one itself; the filter knows it only if it is bound, so it carries
-        // neighbour discovery and no more.
-        own6.insert(key(&link_local(pin.mac).octets()), Value::Nothing);
-        for address in &pin.addresses {
-            let set = match address {
-                IpAddr::V4(_) => &mut own4,
-                IpAddr::V6(_) => &mut own6,
-            };
-            set.insert(key(&octets(*address)), Value::Nothing);
-        }
-    }
+    let ports = Set::of(&[port], "ports of guarded bridges");
+    let macs = Set::of(&[port, KeyType::Mac], "the MAC address of a port");
+    let own4 = Set::of(&[port, KeyType::Mac, KeyType::Ipv4], "the IPv4 addresses of a port, with its MAC address");
+    let own6 = Set::of(&[port, KeyType::Mac, KeyType::Ipv6], "the IPv6 addresses of a port, with its MAC address");
     let mut ethertypes = Set::of(&[KeyType::EtherType], "what may cross: IPv4, IPv6, ARP");
     for ethertype in [ARP, IPV4, IPV6] {
         let mut key = Vec::new();
@@ -71,9 +48,10 @@ pub(super) fn table(ruleset: &Ruleset) -> Table {
     for (name, set) in [("ports", ports), (MACS, macs), ("own4", own4), ("own6", own6), ("ethertypes", ethertypes)] {
         table.sets.insert(name.to_owned(), set);
     }
-    anew::subnets(&mut table, ruleset);
-    let bystanders = anew::names(&ruleset.bystanders, "ports of bridges that are not guarded");
-    for (name, set) in [("bystanders", bystanders), ("neighbours", super::filter::neighbours()), ("tags", anew::tags(ruleset))] {
+    anew::sets(&mut table);
+    let bystanders = Set::of(&[port], "ports of bridges that are not guarded");
+    let tags = Set::of(&[KeyType::EtherType], "802.1Q and 802.1ad");
+    for (name, set) in [("bystanders", bystanders), ("neighbours", super::filter::neighbours()), ("tags", tags)] {
         table.sets.insert(name.to_owned(), set);
     }
     let mut chain = |name: &str, hook: Option<Hook>, rules: Vec<Rule>| {

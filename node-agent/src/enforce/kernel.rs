@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use nix::libc;
 
-use super::TABLE;
 use super::attribute::{self, Attributes, as_be32, as_text, find, nest, read, text};
+use super::change::Edits;
 use super::model::{Chain, Family, Hook, Key, Set, Table, Value, Verdict, show, show_mac};
-use super::socket::{NftSocket, SocketError};
+use super::socket::{NftSocket, Question, SocketError};
 use super::transaction::{Frame, element, element_list};
+use super::{TABLE, Tables};
 
 /// One way in which the kernel differs from what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -388,36 +389,43 @@ fn elements_in(attributes: &[(u16, Vec<u8>)]) -> Option<Vec<(Key, Data)>> {
     Some(out)
 }
 
-/// Asks for the elements that a change added or removed, and for nothing else.
-pub(super) fn compare_changed(socket: &mut NftSocket, old: &Table, new: &Table) -> Result<Vec<Drift>, SocketError> {
-    let mut drift = Vec::new();
-    let table = format!("{} {TABLE}", new.family);
-    for (name, set) in new.sets.iter().filter(|(_, set)| set.dynamic.is_none()) {
-        let none = BTreeMap::new();
-        let before = old.sets.get(name).map_or(&none, |set| &set.elements);
-        let mut ask = |key: &Key| -> Result<Option<Data>, SocketError> {
-            let question = element_list(name, &[nest(1, &element(key, None))]);
-            let found = socket.ask(new.family, libc::NFT_MSG_GETSETELEM as u8, &question, false, name)?;
-            let Some(attributes) = found.and_then(|found| found.into_iter().next()) else { return Ok(None) };
-            let unreadable = || SocketError::Unreadable { what: format!("set {name}") };
-            Ok(elements_in(&attributes).ok_or_else(unreadable)?.into_iter().next().map(|(_, data)| data))
-        };
-        let mut add = |key: &Key, what| {
-            drift.push(Drift::Element { table: table.clone(), set: name.clone(), element: show(&set.key, key), what });
-        };
-        for (key, value) in set.elements.iter().filter(|(key, value)| before.get(*key) != Some(*value)) {
-            match ask(key)? {
-                None => add(key, GONE),
-                Some(data) if data != Data::from(*value) => add(key, OTHER),
-                Some(_) => {}
-            }
-        }
+/// Questions sent at once: the answers to so many wait in the socket's buffer.
+const ASKED_AT_ONCE: usize = 1024;
+
+/// Asks for the elements that edits added or removed, and for nothing else. Also says the generation after them.
+pub(super) fn compare_edits(socket: &mut NftSocket, held: &Tables, edits: &Edits) -> Result<(u32, Vec<Drift>), SocketError> {
+    let mut asked = Vec::new();
+    for ((family, name), edit) in &edits.0 {
+        let Some(set) = held.set(*family, name) else { continue };
+        asked.extend(edit.added.iter().map(|(key, value)| (*family, name, set, key, Some(*value))));
         // In an interval set another range may answer for the one that is gone.
-        for key in before.keys().filter(|key| !set.intervals && !set.elements.contains_key(*key)) {
-            if ask(key)?.is_some() {
-                add(key, "is still there");
-            }
+        let gone = edit.removed.keys().filter(|key| !set.intervals && !edit.added.contains_key(*key));
+        asked.extend(gone.map(|key| (*family, name, set, key, None)));
+    }
+    let mut drift = Vec::new();
+    for asked in asked.chunks(ASKED_AT_ONCE) {
+        let question = |(family, name, _, key, _): &(Family, &String, &Set, &Key, Option<Value>)| Question {
+            family: *family,
+            kind: libc::NFT_MSG_GETSETELEM as u8,
+            attributes: element_list(name, &[nest(1, &element(key, None))]),
+            what: format!("set {name}"),
+        };
+        let answers = socket.ask_each(asked.iter().map(question).collect())?;
+        for ((family, name, set, key, wanted), answer) in asked.iter().zip(answers) {
+            let unreadable = || SocketError::Unreadable { what: format!("set {name}") };
+            let found = match answer {
+                Some(attributes) => elements_in(&attributes).ok_or_else(unreadable)?.into_iter().next().map(|(_, data)| data),
+                None => None,
+            };
+            let what = match (found, wanted) {
+                (None, Some(_)) => GONE,
+                (Some(data), Some(value)) if data != Data::from(*value) => OTHER,
+                (Some(_), None) => "is still there",
+                (Some(_), Some(_)) | (None, None) => continue,
+            };
+            let table = format!("{family} {TABLE}");
+            drift.push(Drift::Element { table, set: (*name).clone(), element: show(&set.key, key), what });
         }
     }
-    Ok(drift)
+    Ok((generation(socket)?, drift))
 }

@@ -2,12 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::AsRawFd;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+use nix::libc;
+
+/// `struct ifreq` (linux/if.h) with its index: 16 bytes of name, then a union of 24.
+#[repr(C)]
+#[derive(Debug)]
+struct InterfaceIndex {
+    name: [u8; libc::IFNAMSIZ],
+    index: i32,
+    rest: [u8; 20],
+}
+
+const _: () = assert!(size_of::<InterfaceIndex>() >= size_of::<libc::ifreq>());
+
+nix::ioctl_readwrite_bad!(interface_index, libc::SIOCGIFINDEX, InterfaceIndex);
 
 /// Indices by name, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,6 +83,22 @@ impl LinkReader {
             }
         }
         Ok(Links(links))
+    }
+
+    /// The index of one interface, if it is there: a system call instead of a list of all (SIOCGIFINDEX, netdevice(7)).
+    pub(super) fn index(&self, name: &str) -> io::Result<Option<u32>> {
+        let mut request = InterfaceIndex { name: [0; libc::IFNAMSIZ], index: 0, rest: [0; 20] };
+        // The name ends with a zero; a longer one is no interface's.
+        let Some(room) = request.name.get_mut(..name.len()).filter(|_| name.len() < libc::IFNAMSIZ) else { return Ok(None) };
+        room.copy_from_slice(name.as_bytes());
+        // SAFETY: the request is as long as the kernel's `struct ifreq` and outlives the call.
+        #[allow(unsafe_code)]
+        let outcome = unsafe { interface_index(self.socket.as_raw_fd(), &mut request) };
+        match outcome {
+            Ok(_) => Ok(u32::try_from(request.index).ok()),
+            Err(Errno::ENODEV) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Sends one request, and waits for all of the answer.

@@ -1,7 +1,6 @@
 //! nfnetlink: one batch, one transaction; questions and dumps. The numbers are those of linux/netfilter/nfnetlink.h and
 //! nf_tables.h.
 
-use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -27,6 +26,9 @@ const NFNL_SUBSYS_NFTABLES: u16 = 10;
 /// kernel answers EMSGSIZE and nothing is changed.
 const BUFFER: usize = 64 * 1024 * 1024;
 
+/// Room for one datagram: twice what the kernel puts into one.
+const DATAGRAM: usize = 64 * 1024;
+
 /// One message of a transaction, and what it does, for the error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Message {
@@ -35,6 +37,15 @@ pub(super) struct Message {
     pub(super) flags: u16,
     pub(super) attributes: Vec<Attribute>,
     /// In words: `set egress_tcp4`, `rule 3 of chain judge`.
+    pub(super) what: String,
+}
+
+/// A question about one thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Question {
+    pub(super) family: Family,
+    pub(super) kind: u8,
+    pub(super) attributes: Vec<Attribute>,
     pub(super) what: String,
 }
 
@@ -83,6 +94,8 @@ pub(super) struct NftSocket {
     socket: Socket,
     port: u32,
     sequence: u32,
+    /// Where datagrams come in.
+    received: Vec<u8>,
 }
 
 impl NftSocket {
@@ -116,7 +129,7 @@ impl NftSocket {
         socket.get_address(&mut address)?;
         // Not where an earlier process began: an answer to its questions must not be taken for one to ours.
         let sequence = RandomState::new().hash_one(std::process::id()) as u32;
-        Ok(Self { socket, port: address.port_number(), sequence })
+        Ok(Self { socket, port: address.port_number(), sequence, received: Vec::with_capacity(DATAGRAM) })
     }
 
     /// The socket's own netlink address: the kernel names a table's owner by it.
@@ -135,7 +148,7 @@ impl NftSocket {
     }
 
     /// Carries out all messages in one transaction, or none.
-    pub(super) fn commit(&mut self, messages: &[Message]) -> Result<(), SocketError> {
+    pub(super) fn commit(&mut self, messages: Vec<Message>) -> Result<(), SocketError> {
         if messages.is_empty() {
             return Ok(());
         }
@@ -146,24 +159,25 @@ impl NftSocket {
         };
         let begin = self.next();
         append(&mut buffer, control(ControlMessage::BatchBegin), NLM_F_REQUEST, begin);
-        let mut what = BTreeMap::from([(begin, "the transaction as a whole".to_owned())]);
+        // By how far after the beginning.
+        let mut what = vec!["the transaction as a whole".to_owned()];
         let mut last = begin;
-        for (index, message) in messages.iter().enumerate() {
+        let count = messages.len();
+        for message in messages {
             last = self.next();
-            what.insert(last, message.what.clone());
+            what.push(message.what);
             // Only the last is acknowledged: its answer says that the whole was committed.
-            let ack = if index + 1 == messages.len() { NLM_F_ACK } else { 0 };
-            append(&mut buffer, nft(message.family, message.kind, message.attributes.clone()), NLM_F_REQUEST | message.flags | ack, last);
+            let ack = if what.len() > count { NLM_F_ACK } else { 0 };
+            append(&mut buffer, nft(message.family, message.kind, message.attributes), NLM_F_REQUEST | message.flags | ack, last);
         }
         let end = self.next();
         append(&mut buffer, control(ControlMessage::BatchEnd), NLM_F_REQUEST, end);
 
         self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
         loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            for answer in answers(&datagram, "the transaction")? {
+            for answer in answers(self.receive()?, "the transaction")? {
                 let sequence = answer.header.sequence_number;
-                let Some(of) = what.get(&sequence) else { continue };
+                let Some(of) = what.get(sequence.wrapping_sub(begin) as usize) else { continue };
                 if let NetlinkPayload::Error(error) = &answer.payload {
                     match error.code {
                         Some(_) => {
@@ -177,6 +191,17 @@ impl NftSocket {
                 }
             }
         }
+    }
+
+    /// The next datagram.
+    ///
+    /// # Why
+    /// The kernel fills as much of a dump into one as the reader had room for before, up to 32 KiB (netlink_recvmsg, af_netlink.c), and
+    /// begins each by walking a hash set from its first element again (nft_rhash_walk). In pages, a set of 100,000 takes seconds.
+    fn receive(&mut self) -> io::Result<&[u8]> {
+        self.received.clear();
+        let length = self.socket.recv(&mut self.received, libc::MSG_TRUNC)?;
+        self.received.get(..length).ok_or_else(|| io::Error::other("an answer is longer than any of the kernel's is"))
     }
 
     /// Throws away what else the kernel has to say: of a refused transaction, or to an earlier process. A dump that nobody read is
@@ -213,6 +238,41 @@ impl NftSocket {
         Err(SocketError::Restless { what: what.to_owned() })
     }
 
+    /// Many questions about single things at once, each answered or `None` if there is no such thing, in their order.
+    pub(super) fn ask_each(&mut self, questions: Vec<Question>) -> Result<Vec<Option<Attributes>>, SocketError> {
+        let first = self.sequence.wrapping_add(1);
+        let mut found = vec![None; questions.len()];
+        let mut buffer = Vec::new();
+        for question in &questions {
+            let sequence = self.next();
+            append(&mut buffer, nft(question.family, question.kind, question.attributes.clone()), NLM_F_REQUEST | NLM_F_ACK, sequence);
+        }
+        self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
+        let mut open = questions.len();
+        while open > 0 {
+            for answer in answers(self.receive()?, "single elements")? {
+                let index = answer.header.sequence_number.wrapping_sub(first) as usize;
+                let Some(question) = questions.get(index) else { continue };
+                let unreadable = || SocketError::Unreadable { what: question.what.clone() };
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(Raw(payload)) => {
+                        found[index] = Some(attribute::read(payload.get(4..).unwrap_or_default()).ok_or_else(unreadable)?);
+                    }
+                    NetlinkPayload::Error(error) => match error.code {
+                        None => open -= 1,
+                        Some(code) if code.get() == -libc::ENOENT => open -= 1,
+                        Some(_) => {
+                            self.drain();
+                            return Err(SocketError::Refused { what: question.what.clone(), source: error.to_io() });
+                        }
+                    },
+                    _ => {}
+                }
+            }
+        }
+        Ok(found)
+    }
+
     fn ask_once(&mut self, family: Family, kind: u8, attributes: &[Attribute], dump: bool, what: &str) -> Result<Answer, SocketError> {
         let sequence = self.next();
         let flags = NLM_F_REQUEST | if dump { NLM_F_DUMP } else { NLM_F_ACK };
@@ -222,8 +282,7 @@ impl NftSocket {
         let mut found = Vec::new();
         let mut interrupted = false;
         loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            for answer in answers(&datagram, what)? {
+            for answer in answers(self.receive()?, what)? {
                 if answer.header.sequence_number != sequence {
                     continue;
                 }

@@ -152,10 +152,8 @@ pub(super) fn change(current: &Table, wanted: &Table) -> Vec<Message> {
         let none = Set { elements: Default::default(), ..set.clone() };
         let old = current.sets.get(name).unwrap_or(&none);
         if set.dynamic.is_none() {
-            let removed: Vec<_> = old.elements.iter().filter(|(key, value)| set.elements.get(*key) != Some(*value)).collect();
-            let added: Vec<_> = set.elements.iter().filter(|(key, value)| old.elements.get(*key) != Some(*value)).collect();
-            writer.elements(name, set, libc::NFT_MSG_DELSETELEM as u8, &removed);
-            writer.elements(name, set, libc::NFT_MSG_NEWSETELEM as u8, &added);
+            writer.elements(name, false, old.elements.iter().filter(|(key, value)| set.elements.get(*key) != Some(*value)));
+            writer.elements(name, true, set.elements.iter().filter(|(key, value)| old.elements.get(*key) != Some(*value)));
         }
     }
     for (name, chain) in changed {
@@ -169,6 +167,14 @@ pub(super) fn change(current: &Table, wanted: &Table) -> Vec<Message> {
     for name in current.sets.keys().filter(|name| !wanted.sets.contains_key(*name)) {
         writer.old_set(name);
     }
+    writer.out
+}
+
+/// Elements of one set that go, and others that come.
+pub(super) fn elements(table: &Table, set: &str, removed: &BTreeMap<Key, Value>, added: &BTreeMap<Key, Value>) -> Vec<Message> {
+    let mut writer = Writer { table, out: Vec::new(), next_set: 1 };
+    writer.elements(set, false, removed.iter());
+    writer.elements(set, true, added.iter());
     writer.out
 }
 
@@ -262,34 +268,29 @@ impl Writer<'_> {
         self.push(libc::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, attributes, format!("rule {index} of chain {chain}"));
     }
 
-    fn elements(&mut self, name: &str, set: &Set, kind: u8, elements: &[(&Key, &Value)]) {
-        let adding = i32::from(kind) == libc::NFT_MSG_NEWSETELEM;
+    fn elements<'e>(&mut self, name: &str, adding: bool, elements: impl Iterator<Item = (&'e Key, &'e Value)>) {
         let mut list: Vec<Attribute> = Vec::new();
         let mut size = 0;
-        let mut lists = Vec::new();
         for (key, value) in elements {
-            let element = nest(1, &element(key, adding.then_some(**value)));
-            size += netlink_packet_core::Emitable::buffer_len(&[element.clone()].as_slice());
+            let element = nest(1, &element(key, adding.then_some(*value)));
+            size += netlink_packet_core::Emitable::buffer_len(&std::slice::from_ref(&element));
             list.push(element);
             if size > NEST_LIMIT {
-                lists.push(std::mem::take(&mut list));
+                self.element_list(name, adding, &std::mem::take(&mut list));
                 size = 0;
             }
         }
         if !list.is_empty() {
-            lists.push(list);
+            self.element_list(name, adding, &list);
         }
-        for list in lists {
-            let what = if adding {
-                format!("{} elements of set {name}", list.len())
-            } else {
-                format!("the removal of {} elements of set {name}", list.len())
-            };
-            let attributes = element_list(name, &list);
-            let flags = if adding { NLM_F_CREATE } else { 0 };
-            self.push(i32::from(kind), flags, attributes, what);
-        }
-        debug_assert!(set.dynamic.is_none());
+    }
+
+    fn element_list(&mut self, name: &str, adding: bool, list: &[Attribute]) {
+        let (kind, flags, what) = match adding {
+            true => (libc::NFT_MSG_NEWSETELEM, NLM_F_CREATE, format!("{} elements of set {name}", list.len())),
+            false => (libc::NFT_MSG_DELSETELEM, 0, format!("the removal of {} elements of set {name}", list.len())),
+        };
+        self.push(kind, flags, element_list(name, list), what);
     }
 }
 

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use policy::lease::LeaseBook;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::engine::{Engine, EngineFact};
 use super::facts::{ContainerFact, Details, Facts, Links, NetworkFact};
@@ -269,6 +269,7 @@ impl Task {
             return Ok(broken);
         }
         let told = self.look_up(engine, &changes).await?;
+        debug!(events = changes.len(), networks = told.networks.len(), "the engine answered");
         for (id, mut fact) in told.containers {
             keep_details(&mut fact, self.facts.containers.get(&id));
             self.facts.containers.insert(id, fact);
@@ -372,14 +373,15 @@ impl Task {
         let blind: Vec<String> = self.blind.iter().cloned().collect();
         let (leases, engine) = (&self.leases, &self.about.version);
         self.sender.send_if_modified(|current| {
-            let same = current.inventory == inventory
+            let same = *current.inventory == inventory
                 && current.leases == *leases
                 && current.blind == blind
                 && current.notes.iter().eq(&notes)
                 && current.engine == *engine;
             if !same {
                 let notes = notes.into_iter().collect();
-                *current = Arc::new(Snapshot { inventory, leases: leases.clone(), blind, notes, engine: engine.clone() });
+                *current =
+                    Arc::new(Snapshot { inventory: Arc::new(inventory), leases: leases.clone(), blind, notes, engine: engine.clone() });
             }
             !same
         });

@@ -24,7 +24,7 @@ pub fn read_plan(bytes: &[u8]) -> Result<NodePlan, WireError> {
         what,
         why: format!("what it calls {key} calls itself {found}"),
     };
-    let PolicySet { segments, policies, quarantines, guardrails } = &plan.set;
+    let PolicySet { segments, policies, quarantines, guardrails } = &*plan.set;
     if let Some((key, value)) = segments.iter().find(|(key, value)| **key != value.name) {
         return Err(misnamed(key, &value.name));
     }

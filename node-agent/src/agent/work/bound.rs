@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use policy::bind::bind_after;
 use policy::evaluate::Scene;
 use policy::{PolicySet, Rule};
 use tokio::time::Instant;
@@ -50,27 +49,29 @@ impl Work {
             && self.inventory_known()
         {
             let time = Timestamp::now();
-            let still = if self.bound == Some(plan.generation) { self.wanted.guarded() } else { BTreeSet::new() };
-            let wanted = bind_after(&plan.set, &self.snapshot.inventory, &still, time);
+            let still = if self.bound == Some(plan.generation) { self.binding.ruleset().guarded() } else { BTreeSet::new() };
+            let (set, inventory) = (plan.set.clone(), self.snapshot.inventory.clone());
             self.bound = Some(plan.generation);
-            if let Some(until) = next_end(&plan.set, time) {
+            if let Some(until) = next_end(&set, time) {
                 self.wake = self.wake.min(now + until);
             }
+            let mut change = self.binding.bind(&set, &inventory, &still, time);
             if first {
-                left.extend(wanted.given_back(&self.wanted));
+                left.extend(change.given_back(self.binding.ruleset()));
             }
-            if wanted.narrows(&self.wanted) {
+            if change.narrows(self.binding.ruleset()) {
                 self.owed.get_or_insert(now);
             }
             // Whoever has such an address now gets nothing through before the connections of the one before are ended.
-            let held_back = wanted.without(&left);
-            let whole = held_back == wanted;
-            if held_back != self.wanted || self.failing.is_some() || !self.adrift.is_empty() {
-                self.enforce(held_back);
+            let held_back = self.binding.unpin(&left);
+            let pinned = change.hold_back(&held_back);
+            if !change.is_empty() || self.failing.is_some() || !self.adrift.is_empty() {
+                self.enforce(&change);
             }
             self.forget(&left);
-            if !whole {
-                self.enforce(wanted);
+            if !held_back.is_empty() {
+                self.binding.pin(held_back);
+                self.enforce(&pinned);
             }
         }
         self.judge_the_living();
@@ -81,7 +82,7 @@ impl Work {
 
     /// Ends every connection of addresses that were given back.
     fn forget(&mut self, left: &BTreeSet<IpAddr>) {
-        if left.is_empty() || self.wanted.watched.is_empty() {
+        if left.is_empty() || self.binding.ruleset().watched.is_empty() {
             return;
         }
         match living::forget(left) {
@@ -104,11 +105,11 @@ impl Work {
     pub(super) fn revoke(&mut self) -> u64 {
         self.owed = None;
         let Some(plan) = &self.plan else { return 0 };
-        if !self.wanted.watched.values().any(|watch| watch.guarded) {
+        if !self.binding.ruleset().watched.values().any(|watch| watch.guarded) {
             return 0;
         }
         let scene = Scene { set: &plan.set, networks: &self.networks, now: Timestamp::now() };
-        match enforce::living::revoke(&scene, &self.wanted, &self.snapshot.inventory) {
+        match enforce::living::revoke(&scene, self.binding.ruleset(), &self.snapshot.inventory) {
             Ok(0) => 0,
             Ok(ended) => {
                 info!(ended, generation = plan.generation, "connections that are no longer allowed are ended");

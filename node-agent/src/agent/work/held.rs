@@ -1,0 +1,156 @@
+//! What is wanted into the kernel and onto the disk; the kernel compared with it, and repaired.
+
+use std::collections::BTreeSet;
+
+use policy::Ruleset;
+use policy::bind::Binding;
+use policy::plan::NodePlan;
+use policy::ruleset::Change;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::{FULL_COMPARE_EVERY, RETRY_AFTER, Work, chain, keep};
+use crate::enforce::{Applied, Drift, Enforcer};
+
+impl Work {
+    /// The last ruleset, as it was bound: its bridges are closed by name before the engine has made them.
+    pub(super) fn load_ruleset(&mut self) {
+        if self.plan.is_none() {
+            return;
+        }
+        match self.keep.load_grown::<Ruleset, Change>(keep::RULESET, |ruleset, change| ruleset.change(&change)) {
+            Ok(Some(ruleset)) => {
+                info!(bridges = ruleset.watched.len(), "the last ruleset is put back until the engine answers");
+                self.bound = self.plan.as_ref().map(|plan| plan.generation);
+                self.binding = Binding::of(ruleset);
+                self.enforce(&Change::default());
+            }
+            Ok(None) => {}
+            Err(error) => self.alarm(error.to_string()),
+        }
+    }
+
+    /// Makes the kernel hold what is wanted, which `change` led to from what was wanted before.
+    pub(super) fn enforce(&mut self, change: &Change) {
+        let whole = !self.written || self.failing.is_some() || !self.adrift.is_empty();
+        if whole || !change.watched.is_empty() {
+            let bridges: BTreeSet<String> = self.binding.ruleset().watched.keys().cloned().collect();
+            self.filtered.send_if_modified(|known| {
+                let news = *known != bridges;
+                *known = bridges;
+                news
+            });
+        }
+        let wanted = self.binding.ruleset();
+        if wanted.watched.is_empty() && !self.written {
+            return;
+        }
+        let applied = if whole { self.enforcer.apply(wanted) } else { self.enforcer.change(wanted, change) };
+        match applied {
+            Ok(applied) => {
+                let first = !std::mem::replace(&mut self.written, true);
+                self.enforced(applied);
+                if first { self.save_ruleset() } else { self.note(change) }
+            }
+            Err(error) => {
+                let text = chain(&error);
+                self.failing = Some(text.clone());
+                self.wake = Instant::now() + RETRY_AFTER;
+                self.alarm(format!("what is enforced could not be changed, what was there stays: {text}"));
+                // What the next attempt does is no longer this change.
+                self.unsaved = true;
+            }
+        }
+    }
+
+    fn enforced(&mut self, applied: Applied) {
+        if applied.changed > 0 || applied.rules_written {
+            info!(changed = applied.changed, rules_written = applied.rules_written, kernel_generation = applied.generation_id, ownership = %applied.ownership, absent = ?applied.absent, adrift = ?applied.adrift, "enforced");
+        }
+        self.failing = None;
+        if applied.adrift != self.adrift {
+            // A port may be seen a moment before it joins its bridge.
+            self.wake = self.wake.min(Instant::now() + RETRY_AFTER);
+        } else if let Some(port) = applied.adrift.first() {
+            self.alarm(format!(
+                "a neighbour's frames can keep packets from port {port}: its MAC address is also somebody else's on the bridge"
+            ));
+        }
+        self.adrift = applied.adrift;
+    }
+
+    /// The disk follows, at the cost of the change and not of the whole.
+    fn note(&mut self, change: &Change) {
+        if change.is_empty() || self.unsaved {
+            return;
+        }
+        match self.keep.append(keep::RULESET, change) {
+            Ok(true) => {}
+            Ok(false) => self.save_ruleset(),
+            Err(error) => self.not_saved(&chain(&error)),
+        }
+    }
+
+    fn not_saved(&mut self, why: &str) {
+        self.unsaved = true;
+        self.alarm(format!("what is enforced is not on disk, a restart without the engine would put back what was before: {why}"));
+    }
+
+    fn save_ruleset(&mut self) {
+        if let Err(error) = self.keep.save(keep::RULESET, self.binding.ruleset()) {
+            self.not_saved(&chain(&error));
+        }
+    }
+
+    pub(super) fn save_plan(&mut self, plan: &NodePlan) {
+        if let Err(error) = self.keep.save(keep::PLAN, plan) {
+            self.unsaved = true;
+            self.alarm(format!(
+                "the plan is in force and not on disk, a killed agent would come back with the one before: {}",
+                chain(&error)
+            ));
+        }
+    }
+
+    pub(super) fn save_again(&mut self) {
+        if !std::mem::take(&mut self.unsaved) {
+            return;
+        }
+        if let Some(plan) = self.plan.clone() {
+            self.save_plan(&plan);
+        }
+        if self.written {
+            self.save_ruleset();
+        }
+        if !self.unsaved {
+            info!("what is enforced is on disk again");
+        }
+    }
+
+    pub(super) fn compare(&mut self, why: &str) {
+        self.compare_at = Instant::now() + FULL_COMPARE_EVERY;
+        if !self.written {
+            return;
+        }
+        let drift = match self.enforcer.verify() {
+            Ok(drift) => drift,
+            Err(error) => return self.alarm(format!("the kernel cannot be compared with the plan: {}", chain(&error))),
+        };
+        if drift.is_empty() {
+            return;
+        }
+        let found: Vec<_> = drift.iter().take(5).map(Drift::to_string).collect();
+        match self.enforcer.repair(self.binding.ruleset()) {
+            Ok(_) => {
+                self.failing = None;
+                self.alarm(format!("drift found by {why} and repaired: {}", found.join("; ")));
+            }
+            Err(error) => {
+                let text = chain(&error);
+                self.failing = Some(text.clone());
+                self.wake = Instant::now() + RETRY_AFTER;
+                self.alarm(format!("drift found by {why} and not repaired ({text}): {}", found.join("; ")));
+            }
+        }
+    }
+}

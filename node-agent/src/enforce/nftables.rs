@@ -1,0 +1,424 @@
+//! The enforcer of the node: nftables through nfnetlink.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use policy::Ruleset;
+use policy::ruleset::Change;
+
+use super::change::Edits;
+use super::elements::{self, Shape};
+use super::kernel::{self, Drift, Forms};
+use super::links::{LinkReader, Links};
+use super::model::Family;
+use super::socket::{Message, NftSocket, SocketError};
+use super::stations::{self, Station};
+use super::{Applied, EnforceError, Enforcer, Ownership, TABLE, Tables, change, changed, compile, count, refused, transaction};
+
+/// A difference of at most so many elements is read back one by one; a larger one by a full compare, which is then cheaper.
+const READ_BACK_SINGLY: usize = 256;
+
+/// How long the owner of the tables may take to be gone, once another process wants them.
+const OWNER_GOES_WITHIN: Duration = Duration::from_secs(1);
+
+/// What the kernel holds after our last transaction.
+#[derive(Debug)]
+struct Held {
+    tables: Tables,
+    forms: [Forms; 3],
+    /// Bridges that the elements name, with the indices that they are named by; `None`: not there.
+    bridges: BTreeMap<String, Option<u32>>,
+}
+
+impl Held {
+    fn links(&self) -> Links {
+        Links::of(self.bridges.iter().filter_map(|(name, index)| Some((name.as_str(), (*index)?))))
+    }
+
+    fn absent(&self) -> BTreeSet<String> {
+        self.bridges.iter().filter(|(_, index)| index.is_none()).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// The enforcer of the node: what it holds and by which sockets.
+#[derive(Debug)]
+pub struct Nftables {
+    socket: NftSocket,
+    links: LinkReader,
+    shape: Shape,
+    held: Option<Held>,
+    /// What was tied to its port and is to stay so.
+    stations: BTreeSet<Station>,
+    /// Of the tables as they were written last.
+    ownership: Ownership,
+    /// The best that is still to be tried.
+    most: Ownership,
+    /// Somebody keeps a copy of the socket.
+    kept: bool,
+    /// The sums when rows were read last.
+    counted: BTreeMap<(count::Reason, u8), u64>,
+}
+
+impl Nftables {
+    /// Opens sockets in the network namespace of the calling thread; they stay there.
+    ///
+    /// # Errors
+    /// No netfilter in the kernel, or no privilege.
+    pub fn open() -> Result<Self, EnforceError> {
+        Self::over(NftSocket::open().map_err(EnforceError::Open)?)
+    }
+
+    /// Goes on with the socket of an earlier process ([`Nftables::socket`]), and so with the ownership of its tables. What the
+    /// kernel still had to say to that process is thrown away.
+    ///
+    /// # Errors
+    /// The descriptor is no netfilter socket, or one of another network namespace; or no privilege.
+    pub fn resume(socket: OwnedFd) -> Result<Self, EnforceError> {
+        Self::over(NftSocket::from_fd(socket).map_err(EnforceError::Open)?)
+    }
+
+    fn over(socket: NftSocket) -> Result<Self, EnforceError> {
+        let links = LinkReader::open().map_err(EnforceError::Open)?;
+        Ok(Self {
+            socket,
+            links,
+            shape: Shape::new(),
+            held: None,
+            stations: BTreeSet::new(),
+            ownership: Ownership::Shared,
+            most: Ownership::OwnedPersistent,
+            kept: false,
+            counted: BTreeMap::new(),
+        })
+    }
+
+    /// Never asks for more than this, as on kernels that know no more.
+    pub fn at_most(mut self, most: Ownership) -> Self {
+        self.most = most;
+        self
+    }
+
+    /// [`Nftables::at_most`] shared.
+    pub fn shared(self) -> Self {
+        self.at_most(Ownership::Shared)
+    }
+
+    /// Somebody keeps a copy of [`Nftables::socket`] for the next process: ownership that ends with the socket may be asked for too.
+    pub fn kept(mut self) -> Self {
+        self.kept = true;
+        self
+    }
+
+    /// Before the last copy of the socket goes: tables that would go with it are made shared, so that they stay. Others stay anyway.
+    ///
+    /// # Errors
+    /// The kernel refuses; nothing was changed.
+    pub fn let_go(&mut self) -> Result<(), EnforceError> {
+        let (Ownership::Owned, Some(held)) = (self.ownership, &self.held) else { return Ok(()) };
+        // The kernel takes no owner away from a table that is there.
+        let tables = held.tables.all().into_iter();
+        let anew: Vec<_> = tables.flat_map(|table| transaction::create(table, true, Ownership::Shared.flags())).collect();
+        self.socket.commit(anew).map_err(refused)?;
+        (self.ownership, self.most) = (Ownership::Shared, Ownership::Shared);
+        Ok(())
+    }
+
+    /// The socket that owns the tables: while a copy of it lives, nobody else can change them.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// The netlink address of that socket, by which the kernel names the owner.
+    pub fn owner(&self) -> u32 {
+        self.socket.port()
+    }
+
+    /// The difference as a transaction; `None`: it needs a new start.
+    fn difference(&self, wanted: &Tables) -> Option<Vec<Message>> {
+        let held = self.held.as_ref()?;
+        let pairs = || held.tables.all().into_iter().zip(wanted.all());
+        pairs()
+            .all(|(old, new)| transaction::can_change(old, new))
+            .then(|| pairs().flat_map(|(old, new)| transaction::change(old, new)).collect())
+    }
+
+    /// The state of a table that is ours or nobody's. An owner that has just died is waited for: its socket lives on for as long as
+    /// a process that was being forked meanwhile holds a copy.
+    fn free_table(&mut self, family: Family) -> Result<Option<(u32, Option<u32>)>, EnforceError> {
+        let begun = Instant::now();
+        loop {
+            let state = kernel::table_state(&mut self.socket, family).map_err(refused)?;
+            match state {
+                Some((_, Some(owner))) if owner != self.socket.port() => {
+                    if begun.elapsed() > OWNER_GOES_WITHIN {
+                        return Err(EnforceError::OwnedByAnother { table: format!("{family} {TABLE}"), owner });
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Some(_) | None => return Ok(state),
+            }
+        }
+    }
+
+    fn write_all(&mut self, wanted: &Tables) -> Result<(), EnforceError> {
+        let mut frames = [None, None, None];
+        for (table, frame) in wanted.all().into_iter().zip(&mut frames) {
+            let state = self.free_table(table.family)?;
+            if state.is_some() {
+                *frame = Some(kernel::frame(&mut self.socket, table).map_err(refused)?);
+            }
+        }
+        let mut most = if self.most == Ownership::Owned && !self.kept { Ownership::Shared } else { self.most };
+        let replaces = frames.iter().any(Option::is_some);
+        loop {
+            let tables = || wanted.all().into_iter().zip(&frames);
+            let in_place = tables().flat_map(|(table, frame)| match frame {
+                Some(frame) => transaction::rewrite(table, frame, most.flags()),
+                None => transaction::create(table, false, most.flags()),
+            });
+            let mut written = self.socket.commit(in_place.collect());
+            // A table with other flags, or of a form that cannot be turned into ours.
+            if written.is_err() && replaces {
+                let anew = tables().flat_map(|(table, frame)| transaction::create(table, frame.is_some(), most.flags()));
+                written = self.socket.commit(anew.collect());
+            }
+            match (written, most.next(self.kept)) {
+                (Ok(()), _) => break,
+                // Before 5.12 the kernel knows no owner, before 6.9 no persistence.
+                (Err(error), Some(less)) if matches!(error.code(), Some(nix::libc::EOPNOTSUPP | nix::libc::EINVAL)) => most = less,
+                (Err(error), _) => return Err(refused(error)),
+            }
+        }
+        (self.ownership, self.most) = (most, most);
+        Ok(())
+    }
+
+    fn read_all(&mut self, wanted: Tables, bridges: BTreeMap<String, Option<u32>>) -> Result<(), EnforceError> {
+        let mut forms = [Forms::new(), Forms::new(), Forms::new()];
+        let mut all = Vec::new();
+        for (table, form) in wanted.all().into_iter().zip(&mut forms) {
+            let (read, drift) = kernel::compare(&mut self.socket, table, None).map_err(EnforceError::Unreadable)?;
+            *form = read;
+            all.extend(drift);
+        }
+        if !all.is_empty() {
+            return Err(EnforceError::NotAsWritten { drift: all });
+        }
+        self.held = Some(Held { tables: wanted, forms, bridges });
+        Ok(())
+    }
+
+    /// What was denied so far, as the kernel counts it; without rows if that is what it was the last time. Nothing before the
+    /// first apply.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn counts(&mut self) -> Result<count::Counts, EnforceError> {
+        if self.held.is_none() {
+            return Ok(count::Counts::default());
+        }
+        let mut counts = count::totals(&mut self.socket).map_err(EnforceError::Unreadable)?;
+        // Mostly nothing was denied, and thousands of rows need not be read to know it.
+        if counts.total != self.counted {
+            self.counted.clone_from(&counts.total);
+            count::rows(&mut self.socket, &mut counts).map_err(EnforceError::Unreadable)?;
+        }
+        Ok(counts)
+    }
+
+    fn result(&mut self, changed: usize, rules_written: bool, absent: BTreeSet<String>) -> Result<Applied, EnforceError> {
+        let generation_id = kernel::generation(&mut self.socket).map_err(EnforceError::Unreadable)?;
+        Ok(Applied { changed, rules_written, generation_id, ownership: self.ownership, absent, adrift: BTreeSet::new() })
+    }
+
+    /// The tables of a ruleset, in one transaction, read back.
+    fn write(&mut self, ruleset: &Ruleset, links: &Links) -> Result<Applied, EnforceError> {
+        let bridges: BTreeMap<_, _> = elements::named_bridges(ruleset).into_iter().map(|name| (name.clone(), links.index(name))).collect();
+        let absent = bridges.iter().filter(|(_, index)| index.is_none()).map(|(name, _)| name.clone()).collect();
+        let wanted = compile(ruleset, links, &mut self.shape);
+        let Some(messages) = self.difference(&wanted) else {
+            let changed = changed(None, &wanted);
+            self.write_all(&wanted)?;
+            self.read_all(wanted, bridges)?;
+            return self.result(changed, true, absent);
+        };
+        if messages.is_empty() {
+            if let Some(held) = &mut self.held {
+                held.bridges = bridges;
+            }
+            return self.result(0, false, absent);
+        }
+        if let Err(error) = self.socket.commit(messages) {
+            return self.refused_or_anew(error, ruleset, links);
+        }
+        let held = self.held.take();
+        let old = held.as_ref().map(|held| &held.tables);
+        let count = changed(old, &wanted);
+        let rules_written = old.is_none_or(|old| old.all().into_iter().zip(wanted.all()).any(|(old, new)| old.chains != new.chains));
+        match held {
+            Some(held) if !rules_written && count <= READ_BACK_SINGLY => {
+                let edits = Edits::between(&held.tables, &wanted);
+                let (_, drift) = kernel::compare_edits(&mut self.socket, &wanted, &edits).map_err(EnforceError::Unreadable)?;
+                if !drift.is_empty() {
+                    return Err(EnforceError::NotAsWritten { drift });
+                }
+                self.held = Some(Held { tables: wanted, forms: held.forms, bridges });
+            }
+            Some(_) | None => self.read_all(wanted, bridges)?,
+        }
+        self.result(count, rules_written, absent)
+    }
+
+    /// Somebody took away what the difference builds upon: everything anew, still in one transaction.
+    fn refused_or_anew(&mut self, error: SocketError, ruleset: &Ruleset, links: &Links) -> Result<Applied, EnforceError> {
+        match error.code() {
+            Some(nix::libc::ENOENT | nix::libc::EEXIST) => {
+                self.held = None;
+                self.write(ruleset, links)
+            }
+            _ => Err(refused(error)),
+        }
+    }
+
+    /// The elements of a change in one transaction, read back. `None`: all of the ruleset has to be looked at.
+    fn edit(&mut self, ruleset: &Ruleset, change: &Change) -> Result<Option<Applied>, EnforceError> {
+        let Some(held) = &mut self.held else { return Ok(None) };
+        for name in change::named_bridges(change) {
+            held.bridges.entry(name.clone()).or_insert(self.links.index(name).map_err(EnforceError::Links)?);
+        }
+        for (name, index) in &held.bridges {
+            // Made anew under its name: every element that names it is another one.
+            if self.links.index(name).map_err(EnforceError::Links)? != *index {
+                return Ok(None);
+            }
+        }
+        let Some(edits) = change::edits(&held.tables, change, ruleset, &held.links()) else { return Ok(None) };
+        let changed = edits.len();
+        if changed == 0 {
+            let absent = held.absent();
+            return self.result(0, false, absent).map(Some);
+        }
+        match self.socket.commit(edits.messages(&held.tables)) {
+            Ok(()) => {}
+            Err(error) if matches!(error.code(), Some(nix::libc::ENOENT | nix::libc::EEXIST)) => {
+                self.held = None;
+                return Ok(None);
+            }
+            Err(error) => return Err(refused(error)),
+        }
+        let absent = held.absent();
+        let read = kernel::compare_edits(&mut self.socket, &held.tables, &edits);
+        let outcome = read.map_err(EnforceError::Unreadable).and_then(|(generation_id, drift)| match drift.is_empty() {
+            true => Ok(generation_id),
+            false => Err(EnforceError::NotAsWritten { drift }),
+        });
+        match outcome {
+            Ok(generation_id) => {
+                edits.carry_out(&mut held.tables);
+                let ownership = self.ownership;
+                Ok(Some(Applied { changed, rules_written: false, generation_id, ownership, absent, adrift: BTreeSet::new() }))
+            }
+            Err(error) => {
+                // What the kernel holds is not known any more.
+                self.held = None;
+                Err(error)
+            }
+        }
+    }
+
+    /// What an earlier process tied to ports: the set of MAC addresses in the kernel is the record of it.
+    fn left_behind(&mut self, links: &Links) -> Result<BTreeSet<Station>, EnforceError> {
+        let pinned = kernel::pinned(&mut self.socket).map_err(EnforceError::Unreadable)?;
+        if pinned.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let sticky = stations::read(&self.links).map_err(EnforceError::Links)?.sticky;
+        let ours = pinned.into_iter().filter_map(|(port, mac)| Some(Station { port: links.index(&port)?, mac }));
+        Ok(ours.filter(|station| sticky.contains(station)).collect())
+    }
+
+    /// Ties MAC addresses to their ports. Returns the ports where that was refused; the tables hold without it.
+    fn moor(&mut self, ruleset: &Ruleset, links: &Links, before: &BTreeSet<Station>) -> Result<BTreeSet<String>, EnforceError> {
+        let wanted = stations::wanted(ruleset, links);
+        for station in before.difference(&wanted) {
+            stations::release(&self.links, *station).map_err(EnforceError::Links)?;
+        }
+        self.stations = wanted.intersection(before).copied().collect();
+        if self.stations.len() < wanted.len() {
+            let held = stations::read(&self.links).map_err(EnforceError::Links)?;
+            let new = wanted.difference(before).copied();
+            self.stations.extend(new.filter(|station| stations::hold(&self.links, &held, *station).is_ok()));
+        }
+        let tied = |name: &str| links.index(name).is_none_or(|port| self.stations.iter().any(|station| station.port == port));
+        Ok(ruleset.pins.keys().filter(|name| !tied(name)).cloned().collect())
+    }
+}
+
+impl Enforcer for Nftables {
+    fn apply(&mut self, ruleset: &Ruleset) -> Result<Applied, EnforceError> {
+        let links = self.links.read().map_err(EnforceError::Links)?;
+        let before = match &self.held {
+            Some(_) => std::mem::take(&mut self.stations),
+            None => self.left_behind(&links)?,
+        };
+        // Should the write fail, what is tied stays tied.
+        self.stations.clone_from(&before);
+        let applied = self.write(ruleset, &links)?;
+        Ok(Applied { adrift: self.moor(ruleset, &links, &before)?, ..applied })
+    }
+
+    fn change(&mut self, ruleset: &Ruleset, change: &Change) -> Result<Applied, EnforceError> {
+        let Some(applied) = self.edit(ruleset, change)? else { return self.apply(ruleset) };
+        if change.pins.is_empty() {
+            return Ok(applied);
+        }
+        let links = self.links.read().map_err(EnforceError::Links)?;
+        let before = self.stations.clone();
+        Ok(Applied { adrift: self.moor(ruleset, &links, &before)?, ..applied })
+    }
+
+    fn verify(&mut self) -> Result<Vec<Drift>, EnforceError> {
+        let Some(held) = &self.held else { return Ok(Vec::new()) };
+        let mut all = Vec::new();
+        for (table, forms) in held.tables.all().into_iter().zip(&held.forms) {
+            let (_, drift) = kernel::compare(&mut self.socket, table, Some(forms)).map_err(EnforceError::Unreadable)?;
+            all.extend(drift);
+        }
+        let sticky = stations::read(&self.links).map_err(EnforceError::Links)?.sticky;
+        let names = self.links.read().map_err(EnforceError::Links)?.names();
+        // A port that is gone took its entry along, and a bound one that is gone is unbound in a moment.
+        let loose = self.stations.difference(&sticky).filter_map(|station| Some((names.get(&station.port)?, station.mac)));
+        all.extend(loose.map(|(port, mac)| Drift::Station { port: port.clone(), mac }));
+        Ok(all)
+    }
+
+    fn repair(&mut self, ruleset: &Ruleset) -> Result<Applied, EnforceError> {
+        self.held = None;
+        self.apply(ruleset)
+    }
+
+    fn remove(&mut self) -> Result<Vec<String>, EnforceError> {
+        let mut messages = Vec::new();
+        let mut tables = Vec::new();
+        let links = self.links.read().map_err(EnforceError::Links)?;
+        let tied = self.left_behind(&links)?;
+        for family in [Family::Inet, Family::Bridge, Family::Arp] {
+            match self.free_table(family)? {
+                None => continue,
+                Some(_) => {
+                    messages.push(transaction::remove(family));
+                    tables.push(format!("{family} {TABLE}"));
+                }
+            }
+        }
+        self.socket.commit(messages).map_err(refused)?;
+        for station in tied {
+            stations::release(&self.links, station).map_err(EnforceError::Links)?;
+        }
+        self.stations.clear();
+        self.held = None;
+        self.shape.clear();
+        Ok(tables)
+    }
+}
