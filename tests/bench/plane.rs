@@ -92,7 +92,7 @@ fn set_up(filter: Filter, host: &Netns, bridge: &Bridge<'_>, client: &Member, se
             assert_eq!(enforcer.verify().expect("a kernel that answers"), vec![]);
             held._enforcer = Some(enforcer);
             if matches!(filter, Filter::Observed(_)) {
-                let snapshot = Arc::new(Snapshot { inventory, ..Snapshot::default() });
+                let snapshot = Arc::new(Snapshot { inventory: inventory.into(), ..Snapshot::default() });
                 let (keep, snapshots) = watch::channel(snapshot);
                 let (mut facts, observer) = host.run(|| Observer::start(Options::default(), snapshots)).expect("an observer");
                 // The agent's part of the work is in another process; here the facts are only taken.
