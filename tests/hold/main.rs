@@ -9,5 +9,6 @@ mod deaths;
 mod doors;
 mod hands;
 mod living;
+mod raw;
 mod restart;
 mod stage;

@@ -1,17 +1,19 @@
-//! The engine stops and starts, its containers with it and with other addresses, while somebody keeps knocking.
+//! The engine stops and starts while somebody keeps knocking.
 
 use std::ffi::OsString;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lab::{Engine, Host, Netns, eventually, limit};
+use lab::probe::still_echoes;
+use lab::{Engine, Host, Netns, Server, eventually, limit};
 
 use crate::stage::{PATIENCE, enforce, engine, known, network};
 
-/// `db` serves tcp/80, `web` may reach it there, `other` may reach nothing. All of them come back with the engine.
+/// `db` serves tcp/80, `web` may reach it there and on tcp/81, `other` may reach nothing. All of them come back with the engine.
 fn three(engine: &Engine) {
     let host = Host::prepared(engine);
     network(engine, "back", 1);
@@ -24,6 +26,7 @@ fn three(engine: &Engine) {
     start("other", &[]);
     known(&host, &["db", "web", "other"]);
     host.bulkhead(["allow", "web", "db", "tcp/80"]);
+    host.bulkhead(["allow", "web", "db", "tcp/81"]);
     enforce(&host, "back", &["db", "web", "other"]);
 }
 
@@ -82,6 +85,56 @@ impl Knocker {
     }
 }
 
+/// A conversation that goes on all the time: how often it was answered, and how long an answer took at most.
+struct Conversation {
+    answered: AtomicU64,
+    longest: Mutex<Duration>,
+}
+
+/// A busy machine, and one or two packets repeated by TCP; a connection that is cut never answers again.
+const AN_ANSWER_TAKES: Duration = Duration::from_secs(20);
+
+impl Conversation {
+    fn go_on(&self, mut stream: TcpStream, stop: &AtomicBool) {
+        stream.set_read_timeout(Some(AN_ANSWER_TAKES)).unwrap();
+        for turn in 0_u64.. {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let asked = Instant::now();
+            assert!(still_echoes(&mut stream, &turn.to_be_bytes()), "an allowed connection was cut after {turn} answers");
+            self.answered.store(turn + 1, Ordering::Relaxed);
+            let mut longest = self.longest.lock().unwrap();
+            *longest = longest.max(asked.elapsed());
+            drop(longest);
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn goes_on(&self) {
+        let later = self.answered.load(Ordering::Relaxed) + 10;
+        eventually(PATIENCE, || if self.answered.load(Ordering::Relaxed) > later { Ok(()) } else { Err("no answer comes any more") });
+    }
+}
+
+fn goes_on(knocker: &Knocker) {
+    let later = knocker.knocked.load(Ordering::Relaxed) + 20;
+    eventually(PATIENCE, || if knocker.knocked.load(Ordering::Relaxed) > later { Ok(()) } else { Err("nobody knocks any more") });
+}
+
+/// Ends what runs on other threads, also when the test fails.
+struct Stop<'a>(&'a [&'a AtomicBool]);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|stop| stop.store(true, Ordering::Relaxed));
+    }
+}
+
+fn nothing_opened(knocker: &Knocker) {
+    assert_eq!(knocker.opened.load(Ordering::Relaxed), 0, "of {} attempts", knocker.knocked.load(Ordering::Relaxed));
+}
+
 #[test]
 fn nothing_opens_while_the_engine_restarts_its_containers() {
     let _limit = limit(Duration::from_secs(120));
@@ -95,13 +148,49 @@ fn nothing_opens_while_the_engine_restarts_its_containers() {
 
     let knocker = Knocker::new(&engine);
     thread::scope(|scope| {
+        let _stop = Stop(&[&knocker.stop]);
         scope.spawn(|| knocker.knock("other"));
-        eventually(PATIENCE, || if knocker.knocked.load(Ordering::Relaxed) > 8 { Ok(()) } else { Err("nobody knocks") });
+        goes_on(&knocker);
         engine.restart();
         held(&engine);
-        let later = knocker.knocked.load(Ordering::Relaxed) + 20;
-        eventually(PATIENCE, || if knocker.knocked.load(Ordering::Relaxed) > later { Ok(()) } else { Err("nobody knocks any more") });
-        knocker.stop.store(true, Ordering::Relaxed);
+        goes_on(&knocker);
     });
-    assert_eq!(knocker.opened.load(Ordering::Relaxed), 0, "of {} attempts", knocker.knocked.load(Ordering::Relaxed));
+    nothing_opened(&knocker);
+}
+
+#[test]
+fn nothing_opens_and_allowed_connections_live_on_while_the_engine_restarts_without_its_containers() {
+    let _limit = limit(Duration::from_secs(180));
+    let (engine, _internet) = match engine(&["--live-restore"]) {
+        Ok(both) => both,
+        Err(reason) => lab::skip!("{reason}"),
+    };
+    let _up = Host::on(&engine).up();
+    three(&engine);
+    held(&engine);
+    let at = SocketAddr::new(engine.address("db", "back"), 81);
+    let server = Server::tcp_echo(&engine.netns_of("db"), at);
+    let living = engine.netns_of("web").connect(at, Duration::from_secs(5)).unwrap();
+
+    let knocker = Knocker::new(&engine);
+    let conversation = Conversation { answered: AtomicU64::new(0), longest: Mutex::default() };
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _stop = Stop(&[&knocker.stop, &stop]);
+        scope.spawn(|| knocker.knock("other"));
+        scope.spawn(|| conversation.go_on(living, &stop));
+        goes_on(&knocker);
+        conversation.goes_on();
+        for _ in 0..2 {
+            engine.restart();
+            conversation.goes_on();
+            held(&engine);
+            goes_on(&knocker);
+        }
+        conversation.goes_on();
+    });
+    drop(server);
+    nothing_opened(&knocker);
+    let (answers, longest) = (conversation.answered.load(Ordering::Relaxed), *conversation.longest.lock().unwrap());
+    println!("{answers} answers, the longest after {longest:?}; {} attempts denied", knocker.knocked.load(Ordering::Relaxed));
 }

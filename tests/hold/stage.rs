@@ -23,15 +23,10 @@ pub(crate) struct Stage {
     pub(crate) engine: Engine,
 }
 
-/// `BULKHEAD_PROXY=on|off`, else docker-proxy is on with 20.10 and with 29's nftables, off with 29's iptables: every engine and both
-/// ways are tried without trying all pairs.
+/// As `BULKHEAD_PROXY` says, else docker-proxy is on with 20.10 and with 29's nftables, off with 29's iptables: every engine and both ways
+/// are tried without trying all pairs.
 fn proxied() -> bool {
-    match std::env::var("BULKHEAD_PROXY").as_deref() {
-        Ok("on") => true,
-        Ok("off") => false,
-        Ok(other) => panic!("BULKHEAD_PROXY={other}: on or off"),
-        Err(_) => Kind::chosen() != Some(Kind::Current),
-    }
+    lab::engine::proxy_chosen().unwrap_or_else(|| Kind::chosen() != Some(Kind::Current))
 }
 
 /// An engine of this test's own, with an internet behind it.

@@ -38,14 +38,8 @@ fn both_run(machine: &Machine) {
     });
 }
 
-#[test]
-fn installed_under_systemd_it_starts_before_the_engine_comes_back_when_killed_and_leaves_no_trace() {
-    let _limit = limit(Duration::from_secs(600));
-    let machine = match Machine::boot() {
-        Ok(machine) => machine,
-        Err(reason) => lab::skip!("{reason}"),
-    };
-    let units_before = machine.check("ls -R /etc/systemd/system /etc/tmpfiles.d; cat /etc/passwd /etc/group");
+/// `db`, which `web` and `other` reach while nobody forbids it.
+fn three(machine: &Machine) {
     machine.check(
         "mkdir -p /tmp/r/bin /tmp/r/www && cp /bin/busybox /tmp/r/bin && echo hello > /tmp/r/www/index.html && \
          for name in sh sleep wget httpd timeout; do ln -s busybox /tmp/r/bin/$name; done; \
@@ -54,7 +48,29 @@ fn installed_under_systemd_it_starts_before_the_engine_comes_back_when_killed_an
          docker run -d --restart always --name db --network line --ip 172.31.77.10 line:1 httpd -f -p 80 -h /www && \
          for name in web other; do docker run -d --restart always --name $name --network line line:1 sleep 1000000; done",
     );
-    eventually(PATIENCE, || if reaches(&machine, "other") { Ok(()) } else { Err("db does not serve yet") });
+    eventually(PATIENCE, || if reaches(machine, "other") { Ok(()) } else { Err("db does not serve yet") });
+}
+
+/// `web` reaches `db`, `other` does not.
+fn enforce(machine: &Machine) {
+    machine.check("bulkhead segment add network:line --segment line");
+    eventually(PATIENCE, || {
+        let workloads = machine.check("bulkhead get workloads");
+        if ["web", "db", "other"].iter().all(|name| workloads.contains(name)) { Ok(()) } else { Err(workloads) }
+    });
+    machine.check("bulkhead allow web db tcp/80 && bulkhead mode line enforce --yes --deny-unlearned other");
+    eventually(PATIENCE, || is_held(machine));
+}
+
+#[test]
+fn installed_under_systemd_it_starts_before_the_engine_comes_back_when_killed_and_leaves_no_trace() {
+    let _limit = limit(Duration::from_secs(600));
+    let machine = match Machine::boot() {
+        Ok(machine) => machine,
+        Err(reason) => lab::skip!("{reason}"),
+    };
+    let units_before = machine.check("ls -R /etc/systemd/system /etc/tmpfiles.d; cat /etc/passwd /etc/group");
+    three(&machine);
 
     let said = machine.check("bulkhead install");
     assert!(said.contains("made the system user bulkhead") && said.contains("started bulkhead-agent.service"), "{said}");
@@ -64,13 +80,7 @@ fn installed_under_systemd_it_starts_before_the_engine_comes_back_when_killed_an
     // A member of the group needs no root.
     machine.check("useradd --system --groups bulkhead ada && setpriv --reuid ada --regid ada --init-groups bulkhead status");
 
-    machine.check("bulkhead segment add network:line --segment line");
-    eventually(PATIENCE, || {
-        let workloads = machine.check("bulkhead get workloads");
-        if ["web", "db", "other"].iter().all(|name| workloads.contains(name)) { Ok(()) } else { Err(workloads) }
-    });
-    machine.check("bulkhead allow web db tcp/80 && bulkhead mode line enforce --yes --deny-unlearned other");
-    eventually(PATIENCE, || is_held(&machine));
+    enforce(&machine);
 
     for unit in ["bulkhead-agent", "bulkhead-controller"] {
         machine.check(&format!("systemctl kill -s KILL {unit}"));
@@ -102,4 +112,60 @@ fn installed_under_systemd_it_starts_before_the_engine_comes_back_when_killed_an
     assert!(!tables.contains("bulkhead"), "{tables}");
     let left = machine.check("ls -d /var/lib/bulkhead /run/bulkhead 2>/dev/null; systemctl list-units --all --no-legend 'bulkhead*'");
     assert_eq!(left, "");
+}
+
+#[test]
+fn systemds_own_store_keeps_the_socket_of_a_killed_agent_for_the_next_one() {
+    let _limit = limit(Duration::from_secs(600));
+    let machine = match Machine::boot() {
+        Ok(machine) => machine,
+        Err(reason) => lab::skip!("{reason}"),
+    };
+    three(&machine);
+    machine.check("bulkhead install");
+    both_run(&machine);
+    enforce(&machine);
+    let agent = || machine.check("systemctl show bulkhead-agent --value -p MainPID").trim().to_owned();
+    let nft = |words: &str| {
+        let output = machine.output(&format!("nft {words}"));
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    };
+    for kind in ["persistent", "owned"] {
+        // Long enough between two agents to look.
+        machine.check(&format!(
+            "mkdir -p /etc/systemd/system/bulkhead-agent.service.d && \
+             printf '[Service]\\nRestartSec=20s\\nEnvironment=BULKHEAD_OWNERSHIP={kind}\\n' > /etc/systemd/system/bulkhead-agent.service.d/kind.conf && \
+             systemctl daemon-reload && systemctl restart bulkhead-agent"
+        ));
+        both_run(&machine);
+        eventually(PATIENCE, || is_held(&machine));
+        eventually(PATIENCE, || {
+            let kept = machine.check("systemctl show bulkhead-agent --value -p NFileDescriptorStore");
+            if kept.trim() == "1" { Ok(()) } else { Err(format!("{kind}: systemd keeps {kept}")) }
+        });
+        // Twice: what was handed on is kept for the one after, too.
+        for life in 1..=2 {
+            let first = agent();
+            machine.check("systemctl kill -s KILL bulkhead-agent");
+            eventually(PATIENCE, || if agent() == "0" { Ok(()) } else { Err("the agent lives".to_owned()) });
+            for words in ["delete table inet bulkhead", "delete table bridge bulkhead"] {
+                let why = nft(words).expect_err(words);
+                assert!(why.contains("Operation not permitted"), "{kind}, life {life}: nft {words}: {why}");
+            }
+            assert_eq!(nft("flush ruleset"), Ok(()), "{kind}: what is owned is skipped");
+            assert!(!reaches(&machine, "other"), "{kind}, life {life}: open without an agent");
+            assert_eq!(agent(), "0", "{kind}, life {life}: all of this was while nobody but systemd kept the socket");
+            // Waits until it is started again: a start by hand does not come before that.
+            machine.check("systemctl start bulkhead-agent");
+            assert_ne!(agent(), first);
+            both_run(&machine);
+            assert!(nft("delete table inet bulkhead").is_err(), "{kind}, life {life}");
+            eventually(PATIENCE, || is_held(&machine));
+        }
+        // The next one goes on with that socket: what is decided becomes these tables.
+        machine.check("bulkhead quarantine web");
+        eventually(PATIENCE, || if reaches(&machine, "web") { Err(format!("{kind}: not cut off")) } else { Ok(()) });
+        machine.check("bulkhead release web");
+        eventually(PATIENCE, || is_held(&machine));
+    }
 }

@@ -83,7 +83,20 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { kind: None, userland_proxy: true, dns: None, flags: Vec::new() }
+        Self { kind: None, userland_proxy: proxy_chosen().unwrap_or(true), dns: None, flags: Vec::new() }
+    }
+}
+
+/// Whether published ports are to go through docker-proxy: named by `BULKHEAD_PROXY` (`on` or `off`), where it is set.
+///
+/// # Panics
+/// Where it is something else.
+pub fn proxy_chosen() -> Option<bool> {
+    match std::env::var("BULKHEAD_PROXY").as_deref() {
+        Ok("on") => Some(true),
+        Ok("off") => Some(false),
+        Ok(other) => panic!("BULKHEAD_PROXY={other}: on or off"),
+        Err(_) => None,
     }
 }
 
