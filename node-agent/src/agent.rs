@@ -4,6 +4,7 @@
 pub mod account;
 mod alone;
 mod denied;
+mod forwarding;
 pub mod keep;
 mod living;
 mod owner;

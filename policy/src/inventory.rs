@@ -182,6 +182,9 @@ pub struct Inventory {
     /// Every bridge of the node by interface name: the engine's, another one's, made by hand.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub bridges: BTreeMap<String, NodeBridge>,
+    /// Ids of containers on several networks that were seen to pass packets on between them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub forwarders: BTreeSet<String>,
 }
 
 impl Inventory {

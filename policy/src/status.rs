@@ -121,6 +121,8 @@ pub struct NodeStatus {
     pub denied: Denied,
     /// Processes of the host that reach a workload through the user-land proxy's road.
     pub riders: Vec<String>,
+    /// Containers that pass packets on between their networks: one sentence each.
+    pub forwarders: Vec<String>,
     /// Enforced networks that would be open while the agent is dead, were they made anew just then: which, and why.
     pub contested: Vec<String>,
     /// What the node's kernel lacks to confine the agent.

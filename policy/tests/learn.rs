@@ -372,6 +372,14 @@ fn without_evidence_there_is_a_suggestion_without_rules_that_says_it_would_isola
 }
 
 #[test]
+fn a_workload_that_forwards_is_a_finding_with_its_networks() {
+    let mut town = Town::of(["router"]);
+    let networks = ["back".to_owned(), "front".to_owned()].into();
+    town.context.workloads.insert(workload("router"), Known { forwards: true, networks, ..Known::default() });
+    assert!(town.finding("router", "forwards").unwrap().starts_with("router passes packets on between its networks (back, front)."));
+}
+
+#[test]
 fn a_name_made_up_by_the_engine_and_shared_namespaces_are_said() {
     let mut town = Town::of(["quirky_einstein"]);
     let members = ["debug".to_owned()].into();

@@ -237,7 +237,7 @@ fn a_damaged_store_and_processes_that_hang_open_nothing() {
 }
 
 #[test]
-fn a_quarantine_acts_within_a_tenth_of_a_second() {
+fn half_of_fifty_quarantines_act_within_a_tenth_of_a_second() {
     let _limit = limit(Duration::from_secs(180));
     let engine = needs_engine!();
     let host = Host::on(&engine);
@@ -262,7 +262,7 @@ fn a_quarantine_acts_within_a_tenth_of_a_second() {
         }
     });
     let mut took = Vec::new();
-    for _ in 0..crate::asked("BULKHEAD_CHAOS_QUARANTINES", 5) {
+    for _ in 0..crate::asked("BULKHEAD_CHAOS_QUARANTINES", 50) {
         let flows = || last.lock().unwrap().elapsed().is_ok_and(|since| since < Duration::from_millis(50));
         eventually(PATIENCE, || if flows() { Ok(()) } else { Err("nothing flows") });
         let begun = SystemTime::now();
@@ -278,16 +278,16 @@ fn a_quarantine_acts_within_a_tenth_of_a_second() {
     drop(capture);
     took.sort_by(f64::total_cmp);
     let text = format!(
-        "engine {:?}: from the start of `bulkhead quarantine` to the last packet that passed: median {:.0} ms, longest {:.0} ms, of {}",
+        "engine {:?}: from the start of `bulkhead quarantine` to the last packet that passed: p50 {:.0} ms, p99 {:.0} ms, of {}",
         engine.kind,
         took[took.len() / 2],
-        took[took.len() - 1],
+        took[took.len() * 99 / 100],
         took.len()
     );
     println!("{text}");
     crate::report(&text);
-    // The fastest says what it costs, the others what else the machine does.
-    assert!(took[0] < 100.0, "{text}");
+    // The median says what it costs, the longest what else the machine does.
+    assert!(took[took.len() / 2] < 100.0, "{text}");
 }
 
 #[test]

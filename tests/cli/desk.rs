@@ -374,6 +374,7 @@ pub(crate) fn shop() -> Inventory {
         userland_proxy: true,
         strangers: BTreeMap::new(),
         bridges: BTreeMap::new(),
+        forwarders: BTreeSet::new(),
     }
 }
 

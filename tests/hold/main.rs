@@ -7,6 +7,7 @@
 mod anew;
 mod deaths;
 mod doors;
+mod forward;
 mod hands;
 mod living;
 mod raw;

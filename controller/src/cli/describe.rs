@@ -407,6 +407,9 @@ pub(super) fn status(client: &Client, terminal: &Terminal, args: OutputArgs) -> 
         for network in &status.contested {
             terminal.say(format_args!("    {} {}", terminal.paint(Tone::Warn, "open if made anew:"), clean(network)))?;
         }
+        for forwarder in &status.forwarders {
+            terminal.say(format_args!("    {} {}", terminal.paint(Tone::Warn, "a router:"), clean(forwarder)))?;
+        }
         for rider in &status.riders {
             terminal.say(format_args!("    rides along by the proxy: {}", clean(rider)))?;
         }

@@ -89,6 +89,17 @@ pub fn contested(inventory: &Inventory, wanted: &Ruleset) -> Vec<String> {
     ours.filter_map(other).map(why).collect()
 }
 
+/// Who passes packets on between its networks.
+pub fn forwarders(inventory: &Inventory, ids: &BTreeSet<String>) -> Vec<String> {
+    let containers = ids.iter().filter_map(|id| inventory.containers.get(id));
+    let said = |container: &policy::inventory::Container| {
+        let mut networks: Vec<_> = inventory.networks_of(container).collect();
+        networks.sort_unstable();
+        format!("{} ({}) passes packets on between its networks {}", container.workload, container.name, networks.join(", "))
+    };
+    containers.map(said).collect()
+}
+
 /// Who reaches a filtered workload from the node itself past its published port, by the way that has to stay open for the user-land
 /// proxy: one sentence an edge.
 pub fn riders(graph: &FlowGraph, inventory: &Inventory, wanted: &Ruleset) -> Vec<String> {

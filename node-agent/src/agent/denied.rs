@@ -8,11 +8,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use policy::inventory::Container;
 use policy::lease::LeaseBook;
 use policy::status::{Denied, DeniedBy, DeniedPair};
 use policy::{Endpoint, Inventory, Protocol, Service};
 
 use crate::enforce::count::{CountedSpot, Counts, ROW_STAYS, Reason};
+use crate::observe::nflog::SPOOFED;
 
 /// Pairs with rows of their own; the rest is in the row `other`.
 const PAIRS: usize = 4096;
@@ -33,6 +35,7 @@ fn words(reason: Reason) -> &'static str {
         Reason::AuditEgress => "audit: no egress rule of the sender allows it",
         Reason::AuditIngress => "audit: no ingress rule of the receiver allows it",
         Reason::AuditDoor => "audit: no ingress rule allows it through the published port",
+        Reason::Spoofed => SPOOFED,
     }
 }
 
@@ -58,6 +61,13 @@ pub(super) fn behind((port, _): CountedSpot, inventory: &Inventory) -> Endpoint 
     let port = u16::from_be_bytes([a, b]);
     let published = inventory.containers.values().find(|container| container.published.iter().any(|p| p.port == port));
     published.map_or(Endpoint::Host, |container| Endpoint::Workload(container.workload.clone()))
+}
+
+/// Whose the ports of bridges are, by their interface index.
+pub(super) fn ports(inventory: &Inventory, names: &BTreeMap<u32, String>) -> BTreeMap<u32, Endpoint> {
+    let legs = inventory.containers.values().flat_map(|container| container.legs.iter().map(move |leg| (container, leg)));
+    let by_name: BTreeMap<&String, &Container> = legs.filter_map(|(container, leg)| Some((leg.port.as_ref()?, container))).collect();
+    names.iter().filter_map(|(&index, name)| Some((index, by_name.get(name)?.endpoint()))).collect()
 }
 
 /// What rows have grown by since they were looked at last.
@@ -98,6 +108,9 @@ pub(super) struct Account {
     totals: Growth<(Reason, u8)>,
     spots: Growth<(Reason, CountedSpot)>,
     pairs: Growth<(Reason, crate::enforce::count::CountedPair)>,
+    ports: Growth<(Reason, u32)>,
+    /// Whose a port was when it was looked at last: a container may be gone before its packets are counted.
+    owners: BTreeMap<u32, Endpoint>,
     total: BTreeMap<Reason, u64>,
     by: BTreeMap<(String, Reason), u64>,
     between: BTreeMap<(Endpoint, Endpoint, Service, Reason), u64>,
@@ -111,7 +124,14 @@ impl Account {
         now: Instant,
         name: impl Fn(CountedSpot) -> Endpoint,
         behind: impl Fn(CountedSpot) -> Endpoint,
+        owners: BTreeMap<u32, Endpoint>,
     ) {
+        for ((reason, port), packets) in self.ports.take(&counts.ports, now) {
+            *self.total.entry(reason).or_default() += packets;
+            let who = owners.get(&port).or_else(|| self.owners.get(&port)).map_or_else(|| "unknown:".to_owned(), ToString::to_string);
+            self.by_workload(who, reason, packets);
+        }
+        self.owners = owners;
         for ((reason, _), packets) in self.totals.take(&counts.total, now) {
             *self.total.entry(reason).or_default() += packets;
         }
@@ -126,10 +146,7 @@ impl Account {
                 Endpoint::Unknown(_) => "unknown:".to_owned(),
                 known => known.to_string(),
             };
-            let key = (who, reason);
-            if self.by.contains_key(&key) || self.by.len() < WORKLOADS {
-                *self.by.entry(key).or_default() += packets;
-            }
+            self.by_workload(who, reason, packets);
         }
         for ((reason, pair), packets) in self.pairs.take(&counts.pairs, now) {
             let service = Service { protocol: Protocol::from_number(pair.protocol), port: pair.port };
@@ -137,6 +154,13 @@ impl Account {
             if self.between.contains_key(&key) || self.between.len() < PAIRS {
                 *self.between.entry(key).or_default() += packets;
             }
+        }
+    }
+
+    fn by_workload(&mut self, who: String, reason: Reason, packets: u64) {
+        let key = (who, reason);
+        if self.by.contains_key(&key) || self.by.len() < WORKLOADS {
+            *self.by.entry(key).or_default() += packets;
         }
     }
 
@@ -197,11 +221,11 @@ mod tests {
     fn growth_is_added_up_and_a_row_that_began_anew_is_not_subtracted() {
         let mut account = Account::default();
         let now = Instant::now();
-        account.add(&counts(&[(1, 53, 100)]), now, name, name);
-        account.add(&counts(&[(1, 53, 100)]), now, name, name);
-        account.add(&counts(&[(1, 53, 130), (2, 53, 5)]), now, name, name);
+        account.add(&counts(&[(1, 53, 100)]), now, name, name, BTreeMap::new());
+        account.add(&counts(&[(1, 53, 100)]), now, name, name, BTreeMap::new());
+        account.add(&counts(&[(1, 53, 130), (2, 53, 5)]), now, name, name, BTreeMap::new());
         // Ten quiet minutes later the row began anew, and has more than it had before.
-        account.add(&counts(&[(1, 53, 200)]), now + ROW_STAYS, name, name);
+        account.add(&counts(&[(1, 53, 200)]), now + ROW_STAYS, name, name, BTreeMap::new());
         let told = account.told();
         assert_eq!(
             told.by.iter().map(|row| (row.side.as_str(), row.packets)).collect::<Vec<_>>(),
@@ -217,12 +241,28 @@ mod tests {
         let mut all = counts(&rows);
         // What found no row in the kernel is in the sum only.
         *all.total.get_mut(&(Reason::Egress, 17)).unwrap() += 7;
-        account.add(&all, Instant::now(), name, name);
+        account.add(&all, Instant::now(), name, name, BTreeMap::new());
         let told = account.told();
         let sum: u64 = (1..=1000).sum();
         assert_eq!(told.total.values().sum::<u64>(), sum + 7);
         assert_eq!(told.by[0].packets, sum);
         assert_eq!(told.pairs.len(), TOLD);
         assert_eq!(told.pairs.iter().map(|row| row.packets).sum::<u64>() + told.other.values().sum::<u64>(), sum + 7);
+    }
+
+    #[test]
+    fn what_is_spoofed_is_the_ports_workloads_also_when_that_is_gone() {
+        let mut account = Account::default();
+        let now = Instant::now();
+        let spoofed = |packets| Counts { ports: [((Reason::Spoofed, 9), packets)].into(), ..Counts::default() };
+        let owner = || BTreeMap::from([(9, name(spot(1)))]);
+        account.add(&spoofed(0), now, name, name, owner());
+        account.add(&spoofed(5), now, name, name, owner());
+        account.add(&spoofed(7), now, name, name, BTreeMap::new());
+        account.add(&spoofed(8), now, name, name, BTreeMap::new());
+        let told = account.told();
+        let rows: Vec<_> = told.by.iter().map(|row| (row.side.as_str(), row.packets)).collect();
+        assert_eq!(rows, [("shop/w10.0.0.1", 7), ("unknown:", 1)]);
+        assert_eq!(told.total.values().sum::<u64>(), 8);
     }
 }

@@ -15,7 +15,7 @@ use policy::evaluate::{Connection, Scene};
 use policy::graph::{EdgeDelta, FlowGraph};
 use policy::plan::NodePlan;
 use policy::status::{NodeStatus, Preview};
-use policy::{Flow, FlowOutcome, Health, PolicySet, Workload, bind, evaluate};
+use policy::{Flow, FlowOutcome, Health, Inventory, PolicySet, Workload, bind, evaluate};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -24,6 +24,7 @@ use tracing::{error, info, warn};
 use super::account::{self, Alarms};
 use super::alone::alone;
 use super::denied;
+use super::forwarding::Forwarding;
 use super::keep::{self, Keep};
 use super::process::EngineFilter;
 use super::start::Begun;
@@ -120,7 +121,7 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
             }
             Some(order) = orders.recv() => work.order(order),
             change = foreign.changed() => work.touched(change),
-            () = wake => work.bind_again(),
+            () = wake => drop(work.bind_again()),
             Some(fact) = facts.recv() => work.saw(&fact),
             _ = pulse.tick() => work.beat(&observer),
         }
@@ -167,6 +168,8 @@ struct Work {
     unsaved: bool,
     /// What was denied, and when it was last looked at.
     denied: denied::Account,
+    /// Containers that are routers.
+    forwarding: Forwarding,
     graph: FlowGraph,
     alarms: Alarms,
     uplink: UplinkHandle,
@@ -226,6 +229,7 @@ impl Work {
             adrift: BTreeSet::new(),
             unsaved: false,
             denied: denied::Account::default(),
+            forwarding: Forwarding::default(),
             graph: FlowGraph::new(),
             alarms,
             uplink: handle,
@@ -269,7 +273,8 @@ impl Work {
         };
         let (inventory, leases) = (&self.snapshot.inventory, &self.snapshot.leases);
         let name = |spot| denied::name(spot, inventory, leases, &names, now);
-        self.denied.add(&counts, std::time::Instant::now(), name, |spot| denied::behind(spot, inventory));
+        let owners = denied::ports(inventory, &names);
+        self.denied.add(&counts, std::time::Instant::now(), name, |spot| denied::behind(spot, inventory), owners);
     }
 
     fn touched(&mut self, change: std::io::Result<crate::enforce::watch::Change>) {
@@ -311,10 +316,11 @@ impl Work {
         self.save_plan(&plan);
         info!(store = %plan.store, generation = plan.generation, segments = plan.set.segments.len(), policies = plan.set.policies.len(), "plan taken");
         self.plan = Some(plan);
-        self.bind_again();
+        let ended = self.bind_again();
         match &self.failing {
             Some(why) => Err(why.clone()),
-            None => Ok(self.revoke()),
+            // Else they were judged with the rest, and are not looked for twice.
+            None => Ok(ended.unwrap_or_else(|| self.revoke())),
         }
     }
 
@@ -343,7 +349,7 @@ impl Work {
 
     /// The kernel says which side denied; the policy says why.
     fn give_reason(&self, flow: &mut Flow) {
-        if !matches!(flow.outcome, FlowOutcome::Denied | FlowOutcome::WouldDeny) {
+        if !matches!(flow.outcome, FlowOutcome::Denied | FlowOutcome::WouldDeny) || flow.reason == observe::nflog::SPOOFED {
             return;
         }
         let Some(plan) = &self.plan else { return };
@@ -397,6 +403,7 @@ impl Work {
         if account.restrained {
             self.alarm("the connection table runs full: nothing is tracked for learning alone until a fifth of it is free. Raise net.netfilter.nf_conntrack_max".to_owned());
         }
+        let forwarders = self.forwarding.look(&self.snapshot.inventory);
         let status = NodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: Some(self.since),
@@ -410,12 +417,17 @@ impl Work {
             conntrack,
             alarms: self.alarms.list(),
             unconfined: self.unconfined.clone(),
+            forwarders: account::forwarders(&self.snapshot.inventory, &forwarders),
             contested: account::contested(&self.snapshot.inventory, self.binding.ruleset()),
             denied: self.denied.told(),
             riders: account::riders(&self.graph, &self.snapshot.inventory, self.binding.ruleset()),
         };
         metrics::gauge!("bulkhead_agent_events_total").set(events as f64);
         metrics::gauge!("bulkhead_agent_events_lost_total").set(lost as f64);
+        for row in &status.denied.by {
+            metrics::counter!("bulkhead_agent_denied_packets", "side" => row.side.clone(), "reason" => row.reason.clone())
+                .absolute(row.packets);
+        }
         metrics::gauge!("bulkhead_agent_edges").set(self.graph.len() as f64);
         metrics::gauge!("bulkhead_agent_plan_generation").set(status.generation as f64);
         metrics::gauge!("bulkhead_agent_failing").set(f64::from(u8::from(self.failing.is_some())));
@@ -429,7 +441,7 @@ impl Work {
             Arc::ptr_eq(&reported.snapshot, &self.snapshot) && reported.news == news && reported.at.elapsed() < REPORT_ANYWAY_AFTER
         });
         if !same {
-            self.uplink.report((*self.snapshot.inventory).clone(), status);
+            self.uplink.report(Inventory { forwarders, ..(*self.snapshot.inventory).clone() }, status);
             self.reported = Some(Reported { snapshot: self.snapshot.clone(), news, at: Instant::now() });
         }
     }

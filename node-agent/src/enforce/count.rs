@@ -50,12 +50,23 @@ pub enum Reason {
     AuditIngress = 7,
     /// As [`Reason::Door`], in Audit.
     AuditDoor = 8,
+    /// Sent from what is not the sender's own: counted by its port, in the bridge's table.
+    Spoofed = 9,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Egress, Self::Ingress, Self::Unknown, Self::Cut, Self::Door, Self::AuditEgress, Self::AuditIngress, Self::AuditDoor];
+    pub const ALL: [Self; 9] = [
+        Self::Egress,
+        Self::Ingress,
+        Self::Unknown,
+        Self::Cut,
+        Self::Door,
+        Self::AuditEgress,
+        Self::AuditIngress,
+        Self::AuditDoor,
+        Self::Spoofed,
+    ];
 
     /// The chain that counts it.
     pub(super) const fn chain(self) -> &'static str {
@@ -68,6 +79,7 @@ impl Reason {
             Self::AuditEgress => "count_audit_egress",
             Self::AuditIngress => "count_audit_ingress",
             Self::AuditDoor => "count_audit_door",
+            Self::Spoofed => "count_spoofed",
         }
     }
 
@@ -107,6 +119,8 @@ pub struct Counts {
     pub spots: BTreeMap<(Reason, CountedSpot), u64>,
     /// By pair.
     pub pairs: BTreeMap<(Reason, CountedPair), u64>,
+    /// By the index of the bridge's port that it came in by: what is spoofed has no other sender.
+    pub ports: BTreeMap<(Reason, u32), u64>,
 }
 
 const IPS: [Ip; 2] = [Ip::V4, Ip::V6];
@@ -131,9 +145,23 @@ pub(super) fn add(table: &mut Table, mut chain: impl FnMut(&mut Table, &str, Vec
         set(named("denied_pair", ip), &pair, PAIRS, ROW_STAYS, "the same, by pair");
         set(named("talkers", ip), &spot, TALKERS, TALKER_STAYS, "whose packets are logged, each at a bounded rate");
     }
-    for reason in Reason::ALL {
+    for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::Spoofed) {
         chain(table, reason.chain(), counting(reason));
     }
+}
+
+/// Ports with rows of their own; a bridge has at most 1,024 (BR_MAX_PORTS).
+const PORTS: u32 = 65_536;
+/// What came in by each port of a bridge and was spoofed.
+const SPOOFED: &str = "spoofed";
+
+/// The set of the bridge's table, and the chain that fills it.
+pub(super) fn spoofed() -> ((String, Set), (&'static str, Vec<Rule>)) {
+    let key = [KeyType::Reason, KeyType::InterfaceIndex];
+    let dynamic = Some(Dynamic { timeout: ROW_STAYS, size: PORTS });
+    let set = Set { dynamic, ..Set::of(&key, "packets sent from what is not the sender's own, by port") };
+    let reason = Reason::Spoofed;
+    ((SPOOFED.to_owned(), set), (reason.chain(), vec![rule("").count_in(&reason.key(), &[Field::Iif], SPOOFED)]))
 }
 
 fn counting(reason: Reason) -> Vec<Rule> {
@@ -144,7 +172,7 @@ fn counting(reason: Reason) -> Vec<Rule> {
         let side = match reason {
             Reason::Ingress | Reason::AuditIngress => [Oif, Destination(ip)],
             Reason::Door | Reason::AuditDoor => [DestinationPort, Destination(ip)],
-            Reason::Egress | Reason::AuditEgress | Reason::Unknown | Reason::Cut => [Iif, Source(ip)],
+            Reason::Egress | Reason::AuditEgress | Reason::Unknown | Reason::Cut | Reason::Spoofed => [Iif, Source(ip)],
         };
         rules.push(rule("").ip(ip).count_in(&key, &side, &named("denied_by", ip)));
     }
@@ -172,11 +200,15 @@ pub(super) fn logged(group: u16, prefix: &str, only: impl Fn(Draft) -> Draft) ->
     IPS.into_iter().map(|ip| draft(ip).log(group, prefix)).collect()
 }
 
-/// Reads the sums.
+/// Reads the sums, and what was spoofed.
 pub(super) fn totals(socket: &mut NftSocket) -> Result<Counts, SocketError> {
     let mut counts = Counts::default();
-    each(socket, "denied", |key, packets| {
+    each(socket, Family::Inet, "denied", |key, packets| {
         counts.total.insert((Reason::read(key.get(..4)?)?, *key.get(4)?), packets);
+        Some(())
+    })?;
+    each(socket, Family::Bridge, SPOOFED, |key, packets| {
+        counts.ports.insert((Reason::read(key.get(..4)?)?, u32::from_ne_bytes(key.get(4..8)?.try_into().ok()?)), packets);
         Some(())
     })?;
     Ok(counts)
@@ -185,12 +217,12 @@ pub(super) fn totals(socket: &mut NftSocket) -> Result<Counts, SocketError> {
 /// Reads all rows.
 pub(super) fn rows(socket: &mut NftSocket, counts: &mut Counts) -> Result<(), SocketError> {
     for ip in IPS {
-        each(socket, &named("denied_by", ip), |key, packets| {
+        each(socket, Family::Inet, &named("denied_by", ip), |key, packets| {
             let (spot, _) = spot(key.get(4..)?, ip)?;
             counts.spots.insert((Reason::read(key.get(..4)?)?, spot), packets);
             Some(())
         })?;
-        each(socket, &named("denied_pair", ip), |key, packets| {
+        each(socket, Family::Inet, &named("denied_pair", ip), |key, packets| {
             let (from, rest) = spot(key.get(4..)?, ip)?;
             let (to, rest) = spot(rest, ip)?;
             let protocol = *rest.first()?;
@@ -213,10 +245,10 @@ fn spot(key: &[u8], ip: Ip) -> Option<(CountedSpot, &[u8])> {
 }
 
 /// Each element's key and packets; what cannot be read is an error, not a smaller number.
-fn each(socket: &mut NftSocket, set: &str, mut row: impl FnMut(&[u8], u64) -> Option<()>) -> Result<(), SocketError> {
+fn each(socket: &mut NftSocket, family: Family, set: &str, mut row: impl FnMut(&[u8], u64) -> Option<()>) -> Result<(), SocketError> {
     let unreadable = || SocketError::Unreadable { what: format!("set {set}") };
     let asked = [text(1, TABLE), text(2, set)];
-    let found = socket.ask(Family::Inet, libc::NFT_MSG_GETSETELEM as u8, &asked, true, set)?;
+    let found = socket.ask(family, libc::NFT_MSG_GETSETELEM as u8, &asked, true, set)?;
     for message in found.unwrap_or_default() {
         // NFTA_SET_ELEM_LIST_ELEMENTS
         for (_, element) in read(find(&message, 3).unwrap_or_default()).ok_or_else(unreadable)? {

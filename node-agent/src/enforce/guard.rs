@@ -11,6 +11,7 @@ use policy::ruleset::log;
 
 use super::anew;
 use super::build::rule;
+use super::count;
 use super::expression::{Field, Ip};
 use super::model::{Chain, Family, Hook, KeyType, Rule, Set, Table, Value, Verdict, part};
 use super::{ACCEPTED, PINNED};
@@ -64,12 +65,16 @@ pub(super) fn table() -> Table {
     chain("ipv6", None, ipv6());
     chain("nameless", None, nameless());
     chain("fragment", None, fragment());
-    chain("spoofed", None, vec![rule("").log(log::DENY_GROUP, log::DENY_SPOOF), rule("sent from what is not its own").drop()]);
+    let ((name, set), (count_spoofed, counting)) = count::spoofed();
+    chain(count_spoofed, None, counting);
+    let counted = rule("").then(Verdict::Jump(count_spoofed));
+    chain("spoofed", None, vec![counted, rule("").log(log::DENY_GROUP, log::DENY_SPOOF), rule("sent from what is not its own").drop()]);
     chain("forward", Some(Hook { number: libc::NF_BR_FORWARD as u32, priority: BEHIND_INET }), forward());
     chain("output", Some(Hook { number: libc::NF_BR_LOCAL_OUT as u32, priority: BEHIND_INET }), output());
     chain("seen", None, seen());
     chain("anew", None, anew::ports());
     chain("homeless", None, anew::homeless_ports());
+    table.sets.insert(name, set);
     table
 }
 

@@ -176,6 +176,7 @@ impl Facts {
             userland_proxy: self.userland_proxy,
             strangers: BTreeMap::new(),
             bridges: links.node_bridges(),
+            forwarders: BTreeSet::new(),
         };
         (inventory, notes)
     }

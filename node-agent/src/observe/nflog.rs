@@ -140,6 +140,9 @@ fn raw(attributes: Attributes<'_>) -> Result<Raw<'_>, Unreadable> {
     Ok(raw)
 }
 
+/// Why a packet is denied whose sender is not who it says: no policy was asked.
+pub const SPOOFED: &str = "sent from an address that is not the sender's own";
+
 /// What a prefix of ours says: the outcome, the reason for a person, and whether the source address is a lie.
 fn meaning(prefix: &[u8]) -> Option<(FlowOutcome, &'static str, bool)> {
     use FlowOutcome::{Denied, WouldDeny};
@@ -148,7 +151,7 @@ fn meaning(prefix: &[u8]) -> Option<(FlowOutcome, &'static str, bool)> {
         (log::DENY_INGRESS, Denied, "no ingress rule of the receiver allows it", false),
         (log::DENY_UNKNOWN, Denied, "an address that belongs to no container, on a guarded network", false),
         (log::DENY_CUT, Denied, "an end is quarantined", false),
-        (log::DENY_SPOOF, Denied, "sent from an address that is not the sender's own", true),
+        (log::DENY_SPOOF, Denied, SPOOFED, true),
         (log::DENY_DOOR, Denied, "no ingress rule of the receiver allows it through its published port", false),
         (log::AUDIT_EGRESS, WouldDeny, "no egress rule of the sender allows it", false),
         (log::AUDIT_INGRESS, WouldDeny, "no ingress rule of the receiver allows it", false),

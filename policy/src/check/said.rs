@@ -148,6 +148,13 @@ fn identity(m: &Material<'_>, found: &mut Vec<Finding>) {
         let text = format!("{w} shares its network namespace with {}: their traffic is in this policy.", list(&known.members));
         found.push(finding(Severity::Info, "members", text));
     }
+    if known.forwards {
+        let text = format!(
+            "{w} passes packets on between its networks ({}). What it sends on under its sender's address is dropped on an enforced network; what it sends on under its own counts as {w}'s, and goes by this policy. If it is no router, start it with the sysctl net.ipv4.ip_forward=0 (and net.ipv6.conf.all.forwarding=0).",
+            list(&known.networks)
+        );
+        found.push(finding(Severity::Warning, "forwards", text));
+    }
     if !known.unmanaged.is_empty() {
         let text = format!(
             "no protection is claimed for {w}: it {}. Its packets are filtered where they cross an enforced bridge.",

@@ -195,11 +195,14 @@ pub struct Known {
     pub networks: BTreeSet<String>,
     /// Why no protection may be claimed for it.
     pub unmanaged: BTreeSet<Unmanaged>,
+    /// It was seen to pass packets on between its networks.
+    pub forwards: bool,
 }
 
 impl Known {
     fn add(&mut self, inventory: &Inventory, container: &Container) {
         self.engine_named |= container.engine_named;
+        self.forwards |= inventory.forwarders.contains(&container.id);
         self.members.extend(container.members.iter().cloned());
         self.published.extend(container.published.iter().map(|p| Service { protocol: p.protocol, port: p.container_port }));
         self.unmanaged.extend(container.unmanaged.iter().cloned());

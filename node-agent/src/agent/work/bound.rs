@@ -36,13 +36,14 @@ impl Work {
         self.bind(left, first);
     }
 
-    pub(super) fn bind_again(&mut self) {
-        self.bind(BTreeSet::new(), false);
+    /// Returns how many connections were ended, if the living were judged.
+    pub(super) fn bind_again(&mut self) -> Option<u64> {
+        self.bind(BTreeSet::new(), false)
     }
 
     /// `left`: addresses in other hands now, or in none. `first`: what is wanted so far comes from the disk, so what was given back
     /// since is found by it.
-    fn bind(&mut self, mut left: BTreeSet<IpAddr>, first: bool) {
+    fn bind(&mut self, mut left: BTreeSet<IpAddr>, first: bool) -> Option<u64> {
         let now = Instant::now();
         self.wake = now + FULL_COMPARE_EVERY;
         if let Some(plan) = &self.plan
@@ -74,10 +75,11 @@ impl Work {
                 self.enforce(&pinned);
             }
         }
-        self.judge_the_living();
+        let ended = self.judge_the_living();
         if now >= self.compare_at {
             self.compare("the regular compare");
         }
+        ended
     }
 
     /// Ends every connection of addresses that were given back.
@@ -93,12 +95,10 @@ impl Work {
     }
 
     /// Ends what is no longer allowed, if something was taken away since it was looked at last and enough is known to judge it.
-    pub(super) fn judge_the_living(&mut self) {
-        let Some(since) = self.owed else { return };
+    pub(super) fn judge_the_living(&mut self) -> Option<u64> {
+        let since = self.owed?;
         let complete = self.inventory_known() && self.snapshot.inventory.containers.values().all(|container| container.pid.is_some());
-        if complete || (self.inventory_known() && since.elapsed() >= JUDGED_WITHIN) {
-            self.revoke();
-        }
+        (complete || (self.inventory_known() && since.elapsed() >= JUDGED_WITHIN)).then(|| self.revoke())
     }
 
     /// Ends the living connections that the plan doesn't allow.
