@@ -47,6 +47,8 @@ const EAGER_FOR: i64 = 60;
 const REPORT_ANYWAY_AFTER: Duration = Duration::from_secs(10);
 /// The agent's unit is ordered before the engine's: it must be ready without an engine too, with what it has on disk.
 const READY_WITHOUT_ENGINE_AFTER: Duration = Duration::from_secs(2);
+/// How long until a port is tried again whose MAC address is also somebody else's.
+const TIED_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// After a refusal of the kernel, how long until it is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 

@@ -9,7 +9,7 @@ use policy::ruleset::Change;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::{FULL_COMPARE_EVERY, RETRY_AFTER, Work, chain, keep};
+use super::{FULL_COMPARE_EVERY, RETRY_AFTER, TIED_AGAIN_AFTER, Work, chain, keep};
 use crate::enforce::{Applied, Drift, Enforcer};
 
 impl Work {
@@ -75,6 +75,8 @@ impl Work {
             self.alarm(format!(
                 "a neighbour's frames can keep packets from port {port}: its MAC address is also somebody else's on the bridge"
             ));
+            // Nobody says when the other one is gone.
+            self.wake = self.wake.min(Instant::now() + TIED_AGAIN_AFTER);
         }
         self.adrift = applied.adrift;
     }
