@@ -18,6 +18,7 @@ mod counts;
 mod doors;
 mod errors;
 mod guard;
+mod hostile;
 mod kernel;
 mod law;
 mod layer2;

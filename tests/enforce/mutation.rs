@@ -16,21 +16,14 @@ use crate::stage::{apply, enforcer};
 use netlink::Nfnetlink;
 use scene::{Scene, Seen};
 
-const DOOR_SPEED: &str = "what was allowed is in the pairs that are looked up next; this one spares the look-ups";
-
 const SPEED: &str = "the rules below it say the same; this one spares most packets the look-ups";
 
 /// Rules that no packet shows, and why they are there all the same.
-const SECOND: [(&str, &str, &str); 11] = [
+const SECOND: [(&str, &str, &str); 12] = [
     (
         "error",
         "from the node: the gateway, or our refusal",
         "the next rule lets it pass too: no interface is no bridge; said so that nobody has to know that",
-    ),
-    (
-        "forward",
-        "other types, from a port that nobody bound yet",
-        "the last rule of `seen` drops them too; this one counts them under their own name",
     ),
     (
         "arrival",
@@ -44,11 +37,25 @@ const SECOND: [(&str, &str, &str); 11] = [
     ),
     ("unknown_sender", "logged (IPv4)", "the guard lets in no IPv4 address that is not bound; IPv6's link-local ones are the case"),
     ("forward", "what follows a connection that was allowed, from who it says: the road of most packets", SPEED),
-    ("forward", "checked where it came in, passed by the filter, to the port's own MAC address: the road of most packets", SPEED),
+    ("forward", "IPv4, checked where it came in, passed by the filter, to its receiver: the road of most packets", SPEED),
+    ("forward", "IPv6, checked where it came in, passed by the filter, to its receiver: the road of most packets", SPEED),
+    (
+        "arrival",
+        "every side allows it",
+        "its answer needs it, where a container may ask the node and not the node the container: `who_has_the_bridges_own_mac_...`",
+    ),
+    (
+        "output",
+        "what is translated to a container's is answered from its bridge",
+        "needs a connection: `a_port_published_by_translation_...`",
+    ),
+    ("unknown_receiver", "an address that belongs to no container we know", "the guard knows no port with it either"),
+    (
+        "prerouting",
+        "what a tunnel or a pair of ports on the node brings back was marked on another road",
+        "needs a tunnel: `what_comes_out_of_a_tunnel_on_the_node_is_not_who_went_in`",
+    ),
     ("ipv6", "TCP: none of the below", SPEED),
-    ("door_audit", "a connection that was allowed", DOOR_SPEED),
-    ("door_drop", "a connection that was allowed", DOOR_SPEED),
-    ("door_refuse", "a connection that was allowed", DOOR_SPEED),
 ];
 
 /// Takes out each rule and returns those that no probe noticed, or one that is said to be noticed by none.

@@ -15,6 +15,9 @@ const TALKER_RATE: u64 = 100;
 /// See [`TALKER_RATE`].
 const TALKER_BURST: u32 = 200;
 
+/// Bit of a connection's label. The first 9 bytes are those of observation.
+const BEGUN: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+
 /// A rule in the making.
 pub(super) struct Draft {
     comment: String,
@@ -90,6 +93,17 @@ impl Draft {
         self.push(Expression::ConntrackDirection { register: FIRST_REGISTER }).compare(true, &[u8::from(answers)])
     }
 
+    /// Only of connections that [`Draft::begin`] marked.
+    pub(super) fn begun(self) -> Self {
+        self.push(Expression::ConntrackLabel { register: FIRST_REGISTER }).masked(BEGUN.to_vec()).compare(false, &[0; 16])
+    }
+
+    /// Marks the connection as one that the filter let begin.
+    pub(super) fn begin(self) -> Self {
+        let register = FIRST_REGISTER;
+        self.push(Expression::Constant { register, value: BEGUN.to_vec() }).push(Expression::ConntrackLabelSet { register })
+    }
+
     fn masked(self, mask: Vec<u8>) -> Self {
         let xor = vec![0; mask.len()];
         self.push(Expression::Bitwise { register: FIRST_REGISTER, mask, xor })
@@ -137,11 +151,10 @@ impl Draft {
         self.push(Expression::Payload { base, offset, length: value.len() as u32, register: FIRST_REGISTER }).compare(false, value)
     }
 
-    /// To one MAC address: the group bit is clear (IEEE 802, 8.2.2).
-    pub(super) fn unicast(self) -> Self {
-        self.push(Expression::Payload { base: libc::NFT_PAYLOAD_LL_HEADER as u32, offset: 0, length: 1, register: FIRST_REGISTER })
-            .masked(vec![1])
-            .compare(true, &[0])
+    /// Where these bits of one byte of the network header differ.
+    pub(super) fn network_bits_not(self, offset: u32, mask: u8, value: u8) -> Self {
+        let base = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
+        self.push(Expression::Payload { base, offset, length: 1, register: FIRST_REGISTER }).masked(vec![mask]).compare(false, &[value])
     }
 
     /// To one of the MAC addresses that a bridge keeps to itself: 01:80:c2:00:00:00 to 0f (IEEE 802.1Q, 8.6.3).
@@ -200,7 +213,8 @@ impl Draft {
         self.push(Expression::Verdict(verdict)).done()
     }
 
-    fn done(self) -> Rule {
+    /// Ends without a verdict: the next rule is asked.
+    pub(super) fn done(self) -> Rule {
         Rule { comment: self.comment, expressions: self.expressions }
     }
 }

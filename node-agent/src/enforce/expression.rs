@@ -178,6 +178,14 @@ pub(super) enum Expression {
     ConntrackDirection {
         register: u32,
     },
+    /// The 16 bytes of a connection's label.
+    ConntrackLabel {
+        register: u32,
+    },
+    /// Sets those bits of a connection's label that are set in the register; the others stay (nf_connlabels_replace).
+    ConntrackLabelSet {
+        register: u32,
+    },
     Refuse(Refuse),
     Log {
         prefix: String,
@@ -221,7 +229,10 @@ impl Expression {
             Self::Bitwise { .. } => "bitwise",
             Self::Lookup { .. } | Self::Dispatch { .. } => "lookup",
             Self::Verdict(_) | Self::Constant { .. } => "immediate",
-            Self::ConntrackState { .. } | Self::ConntrackDirection { .. } => "ct",
+            Self::ConntrackState { .. }
+            | Self::ConntrackDirection { .. }
+            | Self::ConntrackLabel { .. }
+            | Self::ConntrackLabelSet { .. } => "ct",
             Self::Refuse(_) => "reject",
             Self::Log { .. } => "log",
             Self::Counter => "counter",
@@ -258,9 +269,11 @@ impl Expression {
             Self::Dispatch { map } => vec![text(1, map), be32(2, FIRST_REGISTER), be32(3, libc::NFT_REG_VERDICT as u32)],
             // NFTA_IMMEDIATE_DREG, DATA
             Self::Verdict(verdict) => vec![be32(1, libc::NFT_REG_VERDICT as u32), verdict_data(2, *verdict)],
-            // NFTA_CT_DREG, KEY
+            // NFTA_CT_DREG, KEY, SREG
             Self::ConntrackState { register } => vec![be32(1, *register), be32(2, libc::NFT_CT_STATE as u32)],
             Self::ConntrackDirection { register } => vec![be32(1, *register), be32(2, libc::NFT_CT_DIRECTION as u32)],
+            Self::ConntrackLabel { register } => vec![be32(1, *register), be32(2, libc::NFT_CT_LABELS as u32)],
+            Self::ConntrackLabelSet { register } => vec![be32(2, libc::NFT_CT_LABELS as u32), be32(4, *register)],
             // NFTA_REJECT_TYPE, ICMP_CODE
             Self::Refuse(Refuse::TcpReset) => vec![be32(1, libc::NFT_REJECT_TCP_RST as u32), bytes(2, &[0])],
             Self::Refuse(Refuse::AdminProhibited) => {

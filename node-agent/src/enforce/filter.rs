@@ -3,7 +3,8 @@
 //! The road of a packet in forward, input and output, in this order:
 //! 1. From a guarded bridge with the mark of the guard (table `bridge bulkhead`): what is established passes at once. Without the
 //!    mark: dropped, whatever it says.
-//! 2. Established: passes. Related: ICMP errors from who may talk to the receiver; never redirects; what a helper expects is a
+//! 2. Established, and begun here: passes. Connection tracking knows no bridges: where nobody is judged, anybody can make it believe in
+//!    a connection between any two addresses. So what the filter let begin has a bit in its label, and nothing else counts. Related: ICMP errors from who may talk to the receiver; never redirects; what a helper expects is a
 //!    connection like any other.
 //! 3. The sender's side by (bridge, address): unknown on a guarded bridge is dropped, Open passes, cut is dropped, Audit and
 //!    Enforce look up the pair. Then the receiver's side, likewise.
@@ -245,6 +246,7 @@ fn forward() -> Vec<Rule> {
     vec![
         from_guarded("what follows a connection that was allowed, from who it says: the road of most packets")
             .state(ESTABLISHED)
+            .begun()
             .mark(0, ACCEPTED)
             .then(Verdict::Accept),
         from_guarded("from a guarded bridge, from who it says").then(Verdict::Goto("judge")),
@@ -279,7 +281,10 @@ fn output() -> Vec<Rule> {
         own.ip(ip).state(NEW).dispatch(&door_key(ip), &named("inward", ip))
     };
     let mut rules: Vec<Rule> = IPS.iter().map(inward).collect();
+    let own =
+        rule("what is translated to a container's is answered from its bridge").equals(Field::Oifname, &super::model::interface_name("lo"));
     rules.extend([
+        own.state(NEW).begin().done(),
         watched("the node as router")
             .ip(Ip::V6)
             .l4(libc::IPPROTO_ICMPV6 as u8)
@@ -294,7 +299,7 @@ fn output() -> Vec<Rule> {
 
 fn judge() -> Vec<Rule> {
     vec![
-        rule("answers and what follows a connection that was allowed").state(ESTABLISHED).then(Verdict::Goto("pass")),
+        rule("answers and what follows a connection that was allowed").state(ESTABLISHED).begun().then(Verdict::Goto("pass")),
         rule("neighbour discovery; the guard has checked who claims what")
             .ip(Ip::V6)
             .l4(libc::IPPROTO_ICMPV6 as u8)
@@ -315,7 +320,7 @@ fn arrival() -> Vec<Rule> {
         rules.push(answer.dispatch(&door_key(ip), &named("doors", ip)));
     }
     rules.extend([
-        rule("answers and what follows a connection that was allowed").state(ESTABLISHED).then(Verdict::Goto("pass")),
+        rule("answers and what follows a connection that was allowed").state(ESTABLISHED).begun().then(Verdict::Goto("pass")),
         rule("what a host says to its router")
             .ip(Ip::V6)
             .l4(libc::IPPROTO_ICMPV6 as u8)
@@ -324,7 +329,8 @@ fn arrival() -> Vec<Rule> {
         rule("multicast membership").l4(libc::IPPROTO_IGMP as u8).then(Verdict::Accept),
         rule("what quotes a connection that was allowed").state(RELATED).then(Verdict::Goto("related")),
         rule("").then(Verdict::Jump("sides")),
-        rule("").then(Verdict::Goto("door")),
+        rule("").then(Verdict::Jump("door")),
+        rule("every side allows it").begin().then(Verdict::Accept),
     ]);
     rules
 }
@@ -394,7 +400,7 @@ fn fresh() -> Vec<Rule> {
         let key = [Field::Iif, Field::Source(ip), Field::Destination(ip), Field::SourcePort, Field::DestinationPort];
         rules.push(rule("so that a late answer is known as one").ip(ip).l4(libc::IPPROTO_UDP as u8).remember(&key, &named("udp_seen", ip)));
     }
-    rules.push(rule("every side allows it").then(Verdict::Goto("pass")));
+    rules.push(rule("every side allows it").begin().then(Verdict::Goto("pass")));
     rules
 }
 
@@ -509,10 +515,7 @@ fn door() -> Vec<Rule> {
 }
 
 fn door_allowed(shape: &Shape) -> Vec<Rule> {
-    // Not its answers: what the proxy still says in a connection that was ended makes connection tracking take the proxy for who
-    // began it, and the client would go on as who answers.
-    let established = rule("a connection that was allowed").state(ESTABLISHED).answers(false).then(Verdict::Return);
     // A door is one port: what a spot may reach of it is never a range.
     let shape = shape.iter().filter(|name| name.kind != Kind::SpotRanges).copied().collect();
-    [vec![established], lookups(&shape, Direction::Ingress, false, &[Group::Tcp, Group::Udp, Group::Sctp])].concat()
+    lookups(&shape, Direction::Ingress, false, &[Group::Tcp, Group::Udp, Group::Sctp])
 }

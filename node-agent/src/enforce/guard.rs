@@ -93,6 +93,7 @@ fn prerouting() -> Vec<Rule> {
             .within(&[PORT, Field::EtherSource, Field::Source(Ip::V6)], "own6")
             .then(Verdict::Goto("ipv6")),
         rule("from a port of a guarded bridge").within(&[PORT], "ports").then(Verdict::Goto("port")),
+        rule("what a tunnel or a pair of ports on the node brings back was marked on another road").mark(PINNED | ACCEPTED, 0).done(),
     ]
 }
 
@@ -160,7 +161,10 @@ fn ipv6() -> Vec<Rule> {
 /// IPv6 from the unspecified address, before a container has one.
 fn nameless() -> Vec<Rule> {
     vec![
-        icmpv6("duplicate address detection (RFC 4862, 5.4.2)", 135).mark(ACCEPTED, PINNED).then(Verdict::Accept),
+        icmpv6("duplicate address detection (RFC 4862, 5.4.2) of its own address: any other's would keep that one from using it", 135)
+            .within(&[PORT, Field::EtherSource, Field::NeighbourTarget], "own6")
+            .mark(ACCEPTED, PINNED)
+            .then(Verdict::Accept),
         icmpv6("listener reports before there is an address (RFC 3590)", 143).drop(),
     ]
 }
@@ -178,35 +182,59 @@ fn fragment() -> Vec<Rule> {
     rules
 }
 
+/// To the port that has the packet's IP address, in a frame to its MAC address.
+fn to_its_own(comment: &str, ethertype: [u8; 2], ip: Ip, own: &str) -> super::build::Draft {
+    is_type(comment, ethertype).within(&[Field::Oifname, Field::EtherDestination, Field::Destination(ip)], own)
+}
+
 /// A bridge learns from any frame where a MAC address is, also from a port that is not bound yet, and floods what it does not
-/// know: so what goes to a port is pinned too.
-fn to_another() -> Rule {
-    rule("to another's MAC address")
-        .within(&[Field::Oifname], "ports")
-        .unicast()
-        .not_within(&[Field::Oifname, Field::EtherDestination], MACS)
-        .drop()
+/// know: so what goes to a port is pinned too. And the filter has judged the IP address, while the bridge goes by the MAC address:
+/// who writes a third one's there, or that of all, or says by neighbour discovery that it has it, would send the third one what it
+/// must not get.
+fn elsewhere() -> [Rule; 2] {
+    let to_port = |comment, ethertype| is_type(comment, ethertype).within(&[Field::Oifname], "ports");
+    let (own4, own6) = ([Field::Oifname, Field::EtherDestination, Field::Destination(Ip::V4)], Field::Destination(Ip::V6));
+    [
+        to_port("to another's IPv4 address; multicast is the filter's to decide", IPV4)
+            .network_bits_not(16, 0xf0, 0xe0)
+            .not_within(&own4, "own4")
+            .drop(),
+        to_port("to another's IPv6 address; multicast is neighbour discovery", IPV6)
+            .network_bytes_not(24, &[0xff])
+            .not_within(&[Field::Oifname, Field::EtherDestination, own6], "own6")
+            .drop(),
+    ]
 }
 
 /// What the node sends.
 fn output() -> Vec<Rule> {
-    vec![to_another()]
+    elsewhere().into()
 }
 
 fn forward() -> Vec<Rule> {
+    let road = |draft: super::build::Draft| draft.mark_has(PINNED | ACCEPTED).within(&[PORT], "ports").then(Verdict::Accept);
+    let [ipv4, ipv6] = elsewhere();
     vec![
-        rule("checked where it came in, passed by the filter, to the port's own MAC address: the road of most packets")
-            .mark_has(PINNED | ACCEPTED)
-            .within(&[Field::Oifname, Field::EtherDestination], MACS)
-            .then(Verdict::Accept),
-        to_another(),
+        road(to_its_own(
+            "IPv4, checked where it came in, passed by the filter, to its receiver: the road of most packets",
+            IPV4,
+            Ip::V4,
+            "own4",
+        )),
+        road(to_its_own(
+            "IPv6, checked where it came in, passed by the filter, to its receiver: the road of most packets",
+            IPV6,
+            Ip::V6,
+            "own6",
+        )),
+        ipv4,
+        ipv6,
         // Who took a neighbour's MAC address before being bound would get its packets.
         rule("to a port that nobody bound yet").within(&[PORT], "ports").not_within(&[Field::Oifname], "ports").drop(),
         rule("between ports of guarded bridges").within(&[PORT], "ports").then(Verdict::Goto("seen")),
         rule("between ports that nobody bound").not_within(&[Field::Oifname], "ports").then(Verdict::Goto("anew")),
-        rule("other types, from a port that nobody bound yet").not_within(&[Field::EtherType], "ethertypes").drop(),
-        is_type("ARP from a port that nobody bound yet: asked again within a second", ARP).drop(),
-        rule("").then(Verdict::Goto("seen")),
+        // Whatever its mark says: others restore marks with connections.
+        rule("from a port that nobody bound yet").drop(),
     ]
 }
 

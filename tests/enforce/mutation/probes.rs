@@ -322,6 +322,13 @@ impl Script<'_, '_> {
             let id = self.next(format!("refused on the way out, where netfilter is off v{}", [4, 6][v]), "x", true);
             let bytes = packet(id, self.tuple("x", "net", v, "tcp/81"), SYN);
             self.put("x", self.macs("x", "net"), ethertype(&bytes), &bytes);
+            // The filter judges the address, the bridge goes by the frame.
+            let id = self.next(format!("to another's port v{}", [4, 6][v]), "ot", false);
+            let bytes = packet(id, self.tuple("re", "le", v, "udp/80"), 0);
+            self.put("re", [self.scene.ends["ot"].mac, self.scene.ends["re"].mac], ethertype(&bytes), &bytes);
+            let id = self.next(format!("to the outside from another's address, from a port nobody bound v{}", [4, 6][v]), "net", false);
+            let bytes = packet(id, self.tuple("re", "net", v, "udp/80"), 0);
+            self.put("un", [gateway, self.scene.ends["un"].mac], ethertype(&bytes), &bytes);
             let unknown: IpAddr = ["10.1.0.200", "2001:db8:1::200"][v].parse().unwrap();
             let tuple = Tuple { to: unknown, ..self.tuple("le", "ot", v, "udp/9") };
             self.plain("to an unknown address", "le", "ot", false, |id| packet(id, tuple, 0));

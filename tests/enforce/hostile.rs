@@ -1,0 +1,173 @@
+//! What a second attacker tried: frames that lie about their receiver, connections that were begun elsewhere, marks that outlive their
+//! road, headers within headers.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use lab::frame::{self, Frames};
+use lab::{Server, needs_root};
+use policy::Mode;
+
+use crate::guard::icmpv6;
+use crate::stage::{Policy, apply, enforcer, inventory, mac_of, settled};
+
+const BRIEFLY: Duration = Duration::from_millis(400);
+const PATIENTLY: Duration = Duration::from_secs(5);
+
+fn kind(of: IpAddr) -> u16 {
+    if of.is_ipv4() { frame::ETH_IPV4 } else { frame::ETH_IPV6 }
+}
+
+fn udp(mac: [u8; 6], to_mac: [u8; 6], from: (IpAddr, u16), to: (IpAddr, u16), marker: &[u8]) -> Vec<u8> {
+    let packet = frame::ip(from.0, to.0, frame::PROTO_UDP, &frame::udp(from, to, marker));
+    frame::ethernet(to_mac, mac, kind(from.0), &packet)
+}
+
+#[test]
+fn a_packet_reaches_the_port_of_its_ip_address_and_no_other_whatever_the_frame_says() {
+    needs_root!();
+    node!(host, bridge: a, b, c);
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b), ("c", &c)])]);
+    let mut enforcer = enforcer(&host);
+    apply(&mut enforcer, &Policy::default().mode(Mode::Enforce, &["a", "b", "c"]).allow("a", "b", "udp/53").bind(&inventory));
+    let (wire, near, far) = (Frames::open(&a.netns, "eth0"), Frames::open(&b.netns, "eth0"), Frames::open(&c.netns, "eth0"));
+
+    for (n, (from, to)) in a.addresses().into_iter().zip(b.addresses()).enumerate() {
+        for (m, mac) in [c.mac, [0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]].into_iter().enumerate() {
+            let marker = format!("lab-for-b-not-c-{n}{m}");
+            wire.send(&udp(a.mac, mac, (from, 5000), (to, 53), marker.as_bytes()));
+            assert!(!far.sees(BRIEFLY, marker.as_bytes()), "{to} in a frame to {mac:02x?}");
+        }
+        let marker = format!("lab-honest-{n}");
+        wire.send(&udp(a.mac, b.mac, (from, 5000), (to, 53), marker.as_bytes()));
+        assert!(near.sees(PATIENTLY, marker.as_bytes()), "{to}");
+    }
+}
+
+#[test]
+fn who_says_that_its_address_is_at_a_neighbours_mac_address_sends_the_neighbour_nothing() {
+    needs_root!();
+    node!(host, bridge: a, b, c);
+    settled(&host);
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b), ("c", &c)])]);
+    let mut enforcer = enforcer(&host);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b", "c"]).ingress("a", "host:", "udp/53").ingress("c", "host:", "udp/53");
+    apply(&mut enforcer, &policy.bind(&inventory));
+    let (wire, far) = (Frames::open(&a.netns, "eth0"), Frames::open(&c.netns, "eth0"));
+    let gateway = mac_of(&host, "br0");
+    let body = [&[136, 0, 0, 0, 0x60, 0, 0, 0][..], &a.v6.octets(), &[2, 1], &c.mac].concat();
+    host.udp_send((a.v6, 53).into(), b"lab-first");
+    wire.send(&frame::ethernet(gateway, a.mac, frame::ETH_IPV6, &icmpv6(a.v6, bridge.gateway_v6(), &body)));
+    lab::eventually(PATIENTLY, || {
+        let known = host.ip(&format!("-6 neigh show {} dev br0", a.v6));
+        if known.contains(&lab::bridge::mac_text(c.mac)) { Ok(()) } else { Err(known) }
+    });
+    host.udp_send((a.v6, 53).into(), b"lab-for-a-not-c");
+    assert!(!far.sees(BRIEFLY, b"lab-for-a-not-c"));
+}
+
+/// A connection that both of its ends seem to use, on a bridge that nobody guards: forged by one who is there.
+fn forge(wires: [&Frames; 2], macs: [[u8; 6]; 2], from: (IpAddr, u16), to: (IpAddr, u16)) {
+    wires[0].send(&udp(macs[0], macs[1], from, to, b"lab-forged-request"));
+    assert!(wires[1].sees(PATIENTLY, b"lab-forged-request"));
+    wires[1].send(&udp(macs[1], macs[0], to, from, b"lab-forged-answer"));
+    assert!(wires[0].sees(PATIENTLY, b"lab-forged-answer"));
+}
+
+#[test]
+fn a_connection_that_was_forged_on_another_bridge_opens_nothing_on_a_guarded_one() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let mut elsewhere = lab::Bridge::new(&host, "br9", "10.9.0.0/24", "2001:db8:9::/64");
+    let (x, y) = (elsewhere.add("x"), elsewhere.add("y"));
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)]), (&elsewhere, &[("x", &x), ("y", &y)])]);
+    let mut enforcer = enforcer(&host);
+    apply(&mut enforcer, &Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "udp/53").bind(&inventory));
+    let (wire, far) = (Frames::open(&a.netns, "eth0"), Frames::open(&b.netns, "eth0"));
+    let (one, other) = (Frames::open(&x.netns, "eth0"), Frames::open(&y.netns, "eth0"));
+
+    for (from, to) in a.addresses().into_iter().zip(b.addresses()) {
+        wire.send(&udp(a.mac, b.mac, (from, 5000), (to, 99), b"lab-denied"));
+        assert!(!far.sees(BRIEFLY, b"lab-denied"), "{to}");
+        forge([&one, &other], [x.mac, y.mac], (from, 5001), (to, 99));
+        wire.send(&udp(a.mac, b.mac, (from, 5001), (to, 99), b"lab-on-a-forged-one"));
+        assert!(!far.sees(BRIEFLY, b"lab-on-a-forged-one"), "{to}");
+    }
+}
+
+#[test]
+fn nobody_disputes_an_address_that_a_neighbour_is_about_to_take() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    let mut enforcer = enforcer(&host);
+    apply(&mut enforcer, &Policy::default().mode(Mode::Enforce, &["a", "b"]).bind(&inventory));
+    let (wire, far) = (Frames::open(&a.netns, "eth0"), Frames::open(&b.netns, "eth0"));
+    for (target, passes) in [(a.v6, true), (b.v6, false), (bridge.gateway_v6(), false)] {
+        let body = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target.octets()].concat();
+        let packet = icmpv6(std::net::Ipv6Addr::UNSPECIFIED, "ff02::1".parse().unwrap(), &body);
+        wire.send(&frame::ethernet([0x33, 0x33, 0, 0, 0, 1], a.mac, frame::ETH_IPV6, &packet));
+        assert_eq!(far.sees(BRIEFLY, &packet[40..]), passes, "{target}");
+    }
+}
+
+#[test]
+fn what_comes_out_of_a_tunnel_on_the_node_is_not_who_went_in() {
+    needs_root!();
+    node!(host, bridge: a, b, thief);
+    host.ip("link add vx0 type vxlan id 5 dstport 4789 local 10.1.0.1 remote 10.1.0.4");
+    host.ip("link set vx0 master br0");
+    host.ip("link set vx0 up");
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b), ("thief", &thief)])]);
+    let mut enforcer = enforcer(&host);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b", "thief"]).allow("a", "b", "udp/53");
+    apply(&mut enforcer, &policy.egress("thief", "host:", "udp/4789").egress("a", "host:", "udp/53-54").bind(&inventory));
+    let (wire, far) = (Frames::open(&thief.netns, "eth0"), Frames::open(&b.netns, "eth0"));
+    let gateway = mac_of(&host, "br0");
+    let gateways: [IpAddr; 2] = [bridge.gateway_v4().into(), bridge.gateway_v6().into()];
+    let sinks = gateways.map(|at| Server::udp_sink(&host, (at, 53).into()));
+    let allowed = Server::udp_sink(&host, (gateways[0], 54).into());
+    let tunnel = |inner: &[u8]| {
+        let vxlan = [&[8, 0, 0, 0, 0, 0, 5, 0][..], inner].concat();
+        wire.send(&udp(thief.mac, gateway, (thief.v4.into(), 5000), (gateways[0], 4789), &vxlan));
+    };
+    for (from, to) in a.addresses().into_iter().zip(b.addresses()) {
+        let inner = udp([2, 0, 0, 0, 0, 0x77], b.mac, (from, 5000), (to, 53), b"lab-out-of-a-tunnel");
+        tunnel(&inner);
+        assert!(!far.sees(BRIEFLY, b"lab-out-of-a-tunnel"), "{to}");
+    }
+    // Nor to the node, which a may ask.
+    for (from, at) in a.addresses().into_iter().zip(gateways) {
+        let inner = udp([2, 0, 0, 0, 0, 0x77], gateway, (from, 5000), (at, 53), b"lab-out-of-a-tunnel");
+        tunnel(&inner);
+    }
+    lab::eventually(PATIENTLY, || {
+        a.netns.udp_send((bridge.gateway_v4(), 54).into(), b"allowed");
+        if allowed.heard() > 0 { Ok(()) } else { Err("the node hears nothing".to_owned()) }
+    });
+    std::thread::sleep(BRIEFLY);
+    assert_eq!(sinks.map(|sink| sink.heard()), [0, 0]);
+}
+
+#[test]
+fn a_mark_that_another_tool_keeps_with_the_connection_lets_nobody_else_in() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let unbound = bridge.add("unbound");
+    host.nft("table inet other { chain pre { type filter hook prerouting priority mangle; ct mark != 0 meta mark set ct mark; }; chain post { type filter hook postrouting priority mangle; ct mark set meta mark; }; }");
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    let mut enforcer = enforcer(&host);
+    apply(&mut enforcer, &Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "udp/53").bind(&inventory));
+    let (wire, far) = (Frames::open(&a.netns, "eth0"), Frames::open(&b.netns, "eth0"));
+    let (back, thief) = (Frames::open(&b.netns, "eth0"), Frames::open(&unbound.netns, "eth0"));
+    for (from, to) in a.addresses().into_iter().zip(b.addresses()) {
+        wire.send(&udp(a.mac, b.mac, (from, 5000), (to, 53), b"lab-request"));
+        assert!(far.sees(PATIENTLY, b"lab-request"));
+        back.send(&udp(b.mac, a.mac, (to, 53), (from, 5000), b"lab-answer"));
+        assert!(wire.sees(PATIENTLY, b"lab-answer"));
+        for mac in [unbound.mac, a.mac] {
+            thief.send(&udp(mac, b.mac, (from, 5000), (to, 53), b"lab-by-somebody-else"));
+            assert!(!far.sees(BRIEFLY, b"lab-by-somebody-else"), "{to}");
+        }
+    }
+}
