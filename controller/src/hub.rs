@@ -173,7 +173,7 @@ impl Hub {
     /// # Errors
     /// Unknown workload; the controller ends.
     pub async fn suggestion(&self, workload: policy::Workload) -> Result<Suggestion, HubError> {
-        self.read_learned(move |state| state.suggestion(&workload).cloned()).await?
+        self.read_learned(move |state| state.suggestion(&workload)).await?
     }
 
     /// Flows as they come. A reader that is too slow is told how many it missed.

@@ -25,8 +25,8 @@ pub fn label(raw: &str) -> String {
 
 /// Namespace and name of the object that belongs to a workload. A container started by hand has no namespace.
 pub fn of_workload(workload: &Workload) -> (Option<String>, String) {
-    let namespace = (!workload.namespace.is_empty()).then(|| label(&workload.namespace));
-    (namespace, label(&workload.name))
+    let namespace = (!workload.namespace().is_empty()).then(|| label(workload.namespace()));
+    (namespace, label(workload.name()))
 }
 
 #[cfg(test)]

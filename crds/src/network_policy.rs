@@ -187,8 +187,8 @@ pub struct Pods {
 impl Pods {
     /// Of this workload.
     pub fn of(workload: &Workload, options: &Options) -> Self {
-        let Workload { namespace, name } = workload;
-        match namespace.as_str() {
+        let (namespace, name) = (workload.namespace(), workload.name());
+        match namespace {
             "" => Self { namespace: options.namespace.clone(), name: value(name), instance: value(name) },
             project => Self { namespace: name::label(project), name: value(name), instance: value(project) },
         }
@@ -245,7 +245,7 @@ fn object(workload: &Workload, (ingress, egress): Sides, left_out: &[LeftOut], o
     }
     NetworkPolicy {
         metadata: ObjectMeta {
-            name: Some(name::label(&workload.name)),
+            name: Some(name::label(workload.name())),
             namespace: Some(pods.namespace.clone()),
             annotations: Some(annotations),
             ..ObjectMeta::default()
@@ -405,7 +405,7 @@ fn no_collision(set: &PolicySet, options: &Options) -> Result<(), Collision> {
     });
     let mut taken: BTreeMap<(String, String), &Workload> = BTreeMap::new();
     for workload in set.policies.keys().chain(set.quarantines.keys()).chain(peers) {
-        match taken.entry((Pods::of(workload, options).namespace, name::label(&workload.name))) {
+        match taken.entry((Pods::of(workload, options).namespace, name::label(workload.name()))) {
             Entry::Vacant(free) => {
                 free.insert(workload);
             }

@@ -142,7 +142,7 @@ pub(crate) fn agreed_workload(kind: &'static str, metadata: &ObjectMeta, spec: O
         return spoken.parse().map_err(|_| Refused::NotAWorkload { kind, object: spoken });
     };
     let derived = name::of_workload(workload);
-    let verbatim = (namespace.unwrap_or_default(), object) == (workload.namespace.as_str(), workload.name.as_str());
+    let verbatim = (namespace.unwrap_or_default(), object) == (workload.namespace(), workload.name());
     if verbatim || (namespace, object) == (derived.0.as_deref(), derived.1.as_str()) {
         return Ok(workload.clone());
     }

@@ -333,7 +333,7 @@ impl From<&evidence::Evidence> for Evidence {
             first: from.first,
             last: from.last,
             hours: hours.runs().iter().map(|&(first, last)| Hours { first, last }).collect(),
-            roads: roads.iter().copied().collect(),
+            roads: roads.iter().collect(),
         }
     }
 }

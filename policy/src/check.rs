@@ -9,18 +9,26 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use crate::evidence::Evidence;
-use crate::graph::EdgeKey;
+use crate::graph::Seen;
 use crate::guardrail::Guardrail;
 use crate::learn::outside::Choice;
 use crate::learn::{Known, Why, Window};
 use crate::policy_set::{Direction, Peer, Rule, WorkloadPolicy};
 use crate::service::Ports;
-use crate::suggestion::{Coverage, Finding, ProposedRule};
+use crate::suggestion::{Coverage, Finding, Origin, RuleState};
 use crate::workload::Workload;
 
 /// A proposed rule that a guardrail forbids. It blocks the rule alone: rejected, or not chosen, the rest can be approved.
 pub const BREAKS_GUARDRAIL: &str = "breaks-guardrail";
+
+/// A rule that will be proposed: what is judged of it, without the evidence behind it.
+#[derive(Clone, Debug)]
+pub(crate) struct Proposal {
+    pub(crate) direction: Direction,
+    pub(crate) rule: Rule,
+    pub(crate) origin: Origin,
+    pub(crate) state: RuleState,
+}
 
 /// What a suggestion is made of, before its findings.
 pub(crate) struct Material<'a> {
@@ -28,12 +36,13 @@ pub(crate) struct Material<'a> {
     pub(crate) known: Option<&'a Known>,
     pub(crate) policy: Option<&'a WorkloadPolicy>,
     pub(crate) guardrails: &'a BTreeMap<String, Guardrail>,
-    pub(crate) rules: &'a [ProposedRule],
+    pub(crate) rules: &'a [Proposal],
     /// Edges in use.
-    pub(crate) used: &'a BTreeMap<EdgeKey, &'a Evidence>,
+    pub(crate) used: &'a [Seen<'a>],
     /// Edges that are only shown.
-    pub(crate) shown: &'a [(&'a EdgeKey, &'a Evidence, &'a Why)],
+    pub(crate) shown: &'a [(Seen<'a>, Why)],
     pub(crate) choices: &'a [Choice],
+    /// Of this workload.
     pub(crate) halves: &'a [HalfApproved],
     pub(crate) window: Option<&'a Window>,
     pub(crate) coverage: &'a Coverage,

@@ -201,11 +201,7 @@ fn side(scene: &Scene<'_>, own: &Endpoint, peer: &Endpoint, direction: Direction
         Standing::Enforce(_) => false,
     };
     let policy = scene.set.policies.get(&workload);
-    let rule = policy
-        .into_iter()
-        .flat_map(|policy| policy.rules(direction))
-        .find(|rule| rule.in_force(scene.now) && rule.ports.holds(service) && rule.peer.holds(peer));
-    match rule {
+    match policy.and_then(|policy| policy.allowing(direction, peer, service, scene.now)) {
         Some(rule) => Side::Allowed { workload, direction, rule: rule.clone() },
         None => Side::NoRuleAllows { workload, direction, approved: policy.is_some(), audit },
     }

@@ -1,10 +1,9 @@
 //! What was seen of an edge: counts, times, hours. Merging is associative and commutative, so the order in which nodes
 //! report cannot change what is learned.
 
-use std::collections::BTreeSet;
-
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smallvec::SmallVec;
 
 /// The road a flow took to reach its server, where there is more than one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -18,10 +17,89 @@ pub enum Road {
     Proxy,
 }
 
+/// Roads that were taken: a set in one byte, since each of a million edges has one.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Roads(u8);
+
+impl Roads {
+    const ALL: [Road; 3] = [Road::Direct, Road::Published, Road::Proxy];
+
+    /// Whether a flow came by this road.
+    pub fn contains(self, road: Road) -> bool {
+        self.0 & Self::bit(road) != 0
+    }
+
+    /// The roads, in order.
+    pub fn iter(self) -> impl Iterator<Item = Road> {
+        Self::ALL.into_iter().filter(move |&road| self.contains(road))
+    }
+
+    fn bit(road: Road) -> u8 {
+        match road {
+            Road::Direct => 1,
+            Road::Published => 2,
+            Road::Proxy => 4,
+        }
+    }
+}
+
+impl Extend<Road> for Roads {
+    fn extend<I: IntoIterator<Item = Road>>(&mut self, roads: I) {
+        roads.into_iter().for_each(|road| self.0 |= Self::bit(road));
+    }
+}
+
+impl FromIterator<Road> for Roads {
+    fn from_iter<I: IntoIterator<Item = Road>>(roads: I) -> Self {
+        let mut set = Self::default();
+        set.extend(roads);
+        set
+    }
+}
+
+impl<const N: usize> From<[Road; N]> for Roads {
+    fn from(roads: [Road; N]) -> Self {
+        roads.into_iter().collect()
+    }
+}
+
+impl std::fmt::Debug for Roads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+impl Serialize for Roads {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Roads {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Vec::<Road>::deserialize(deserializer)?.into_iter().collect())
+    }
+}
+
+/// First and last hour of one run.
+type Run = (u32, u32);
+
 /// Hours (since the Unix epoch, UTC) in which something happened, as runs without gap: an edge that is always busy costs
-/// one run. Kept sorted and merged.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HourSet(Vec<(u32, u32)>);
+/// one run, and no memory of its own. Kept sorted and merged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HourSet(SmallVec<[Run; 1]>);
+
+impl Serialize for HourSet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.runs().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for HourSet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(Vec::deserialize(deserializer)?.into()))
+    }
+}
 
 impl HourSet {
     /// The hour a time falls into.
@@ -49,10 +127,10 @@ impl HourSet {
     }
 
     /// Builds from runs (first, last), in any order.
-    pub fn from_runs(runs: impl IntoIterator<Item = (u32, u32)>) -> Self {
-        let mut runs: Vec<_> = runs.into_iter().filter(|(first, last)| first <= last).collect();
+    pub fn from_runs(runs: impl IntoIterator<Item = Run>) -> Self {
+        let mut runs: SmallVec<[Run; 2]> = runs.into_iter().filter(|(first, last)| first <= last).collect();
         runs.sort_unstable();
-        let mut merged: Vec<(u32, u32)> = Vec::with_capacity(runs.len());
+        let mut merged: SmallVec<[Run; 1]> = SmallVec::new();
         for (first, last) in runs {
             match merged.last_mut() {
                 Some(run) if first <= run.1.saturating_add(1) => run.1 = run.1.max(last),
@@ -64,11 +142,19 @@ impl HourSet {
 
     /// Adds every hour of another set.
     pub fn merge(&mut self, other: &Self) {
-        *self = Self::from_runs(self.0.iter().chain(&other.0).copied());
+        // Most edges of a busy workload were seen in the same hours.
+        if !other.0.iter().all(|run| self.holds(*run)) {
+            *self = Self::from_runs(self.0.iter().chain(&other.0).copied());
+        }
+    }
+
+    fn holds(&self, (first, last): Run) -> bool {
+        let at = self.0.partition_point(|run| run.1 < first);
+        self.0.get(at).is_some_and(|run| run.0 <= first && last <= run.1)
     }
 
     /// The runs (first hour, last hour), sorted.
-    pub fn runs(&self) -> &[(u32, u32)] {
+    pub fn runs(&self) -> &[Run] {
         &self.0
     }
 
@@ -120,7 +206,7 @@ pub struct Evidence {
     /// Hours in which a flow that counts as use (established, connected, one-way) was seen.
     pub hours: HourSet,
     /// The roads taken.
-    pub roads: BTreeSet<Road>,
+    pub roads: Roads,
 }
 
 impl Evidence {
@@ -140,7 +226,7 @@ impl Evidence {
         self.first = self.first.into_iter().chain(other.first).min();
         self.last = self.last.max(other.last);
         self.hours.merge(&other.hours);
-        self.roads.extend(&other.roads);
+        self.roads.extend(other.roads.iter());
     }
 
     /// Flows that count as use of the edge.

@@ -1,12 +1,14 @@
 //! The workload communication graph: endpoints, and edges with their evidence. Agents keep their node's, the controller
 //! merges them. Only reports change it; what it means is learned elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::OnceLock;
 
+use jiff::Timestamp;
 use petgraph::Direction;
-use petgraph::stable_graph::{EdgeIndex, NodeIndex, StableDiGraph};
-use petgraph::visit::{EdgeRef, IntoEdgeReferences};
+use petgraph::graph::{DiGraph, EdgeIndex, EdgeReference, NodeIndex};
+use petgraph::visit::EdgeRef;
 use serde::{Deserialize, Serialize};
 
 use crate::evidence::Evidence;
@@ -72,6 +74,34 @@ impl From<&Flow> for EdgeDelta {
     }
 }
 
+/// What a source touched without ever carrying data there: kept with it, since whether an edge is part of a scan depends on all edges of
+/// its source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Touch {
+    /// Tried: connected, sent one way, refused, unanswered.
+    pub(crate) tried: usize,
+    /// Denied under Enforce and nothing else, between workloads: what a new version needs looks like this too.
+    pub(crate) denied: usize,
+}
+
+impl Touch {
+    /// What one edge adds.
+    fn of(from: &Endpoint, to: &Endpoint, direction_known: bool, seen: &Evidence) -> Self {
+        let between_workloads = [from, to].iter().all(|end| matches!(end, Endpoint::Workload(_)));
+        let tried = seen.used() > 0 || seen.attempts() > 0;
+        let counts = direction_known && seen.established == 0;
+        Self { tried: usize::from(counts && tried), denied: usize::from(counts && !tried && seen.denied > 0 && between_workloads) }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    endpoint: Endpoint,
+    /// When the first flow from it or to it began.
+    first: Option<Timestamp>,
+    touch: Touch,
+}
+
 #[derive(Clone, Debug)]
 struct Edge {
     service: Service,
@@ -82,9 +112,30 @@ struct Edge {
 /// Endpoints and edges of one node or of all.
 #[derive(Clone, Debug, Default)]
 pub struct FlowGraph {
-    graph: StableDiGraph<Endpoint, Edge>,
+    graph: DiGraph<Node, Edge>,
     nodes: BTreeMap<Endpoint, NodeIndex>,
-    edges: BTreeMap<EdgeKey, EdgeIndex>,
+    edges: HashMap<(NodeIndex, NodeIndex, Service, bool), EdgeIndex>,
+    /// Each endpoint's place in the order of all: numbers are compared where names would be. Made when asked for, since endpoints
+    /// are few and come seldom.
+    places: OnceLock<Vec<u32>>,
+}
+
+/// One edge as it lies in the graph, without a copy of its names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen<'g> {
+    pub(crate) from: &'g Endpoint,
+    pub(crate) to: &'g Endpoint,
+    pub(crate) service: Service,
+    pub(crate) direction_known: bool,
+    pub(crate) evidence: &'g Evidence,
+    /// What its source touched.
+    pub(crate) touch: Touch,
+}
+
+impl Seen<'_> {
+    pub(crate) fn key(&self) -> EdgeKey {
+        EdgeKey { from: self.from.clone(), to: self.to.clone(), service: self.service, direction_known: self.direction_known }
+    }
 }
 
 impl FlowGraph {
@@ -97,8 +148,9 @@ impl FlowGraph {
         match self.nodes.get(endpoint) {
             Some(&index) => index,
             None => {
-                let index = self.graph.add_node(endpoint.clone());
+                let index = self.graph.add_node(Node { endpoint: endpoint.clone(), first: None, touch: Touch::default() });
                 self.nodes.insert(endpoint.clone(), index);
+                self.places = OnceLock::new();
                 index
             }
         }
@@ -106,46 +158,48 @@ impl FlowGraph {
 
     /// Adds one report to its edge; true if the edge is new.
     pub fn add(&mut self, delta: &EdgeDelta) -> bool {
-        if let Some(&index) = self.edges.get(&delta.key) {
-            self.graph[index].evidence.merge(&delta.seen);
-            return false;
+        let EdgeDelta { key: EdgeKey { from, to, service, direction_known }, seen } = delta;
+        let ends = [self.node(from), self.node(to)];
+        for end in ends {
+            let node = &mut self.graph[end];
+            node.first = node.first.into_iter().chain(seen.first).min();
         }
-        let (from, to) = (self.node(&delta.key.from), self.node(&delta.key.to));
-        let edge = Edge { service: delta.key.service, direction_known: delta.key.direction_known, evidence: delta.seen.clone() };
-        let index = self.graph.add_edge(from, to, edge);
-        self.edges.insert(delta.key.clone(), index);
-        true
+        let key = (ends[0], ends[1], *service, *direction_known);
+        let (before, after, new) = match self.edges.get(&key) {
+            Some(&index) => {
+                let evidence = &mut self.graph[index].evidence;
+                let before = Touch::of(from, to, *direction_known, evidence);
+                evidence.merge(seen);
+                (before, Touch::of(from, to, *direction_known, evidence), false)
+            }
+            None => {
+                let edge = Edge { service: *service, direction_known: *direction_known, evidence: seen.clone() };
+                self.edges.insert(key, self.graph.add_edge(ends[0], ends[1], edge));
+                (Touch::default(), Touch::of(from, to, *direction_known, seen), true)
+            }
+        };
+        let touch = &mut self.graph[ends[0]].touch;
+        touch.tried = touch.tried + after.tried - before.tried;
+        touch.denied = touch.denied + after.denied - before.denied;
+        new
     }
 
     /// Adds everything another graph saw.
     pub fn merge(&mut self, other: &Self) {
         for (key, evidence) in other.iter() {
-            self.add(&EdgeDelta { key: key.clone(), seen: evidence.clone() });
+            self.add(&EdgeDelta { key, seen: evidence.clone() });
         }
-    }
-
-    /// Forgets one edge, and its ends if nothing else touches them.
-    pub fn remove(&mut self, key: &EdgeKey) -> Option<Evidence> {
-        let edge = self.graph.remove_edge(self.edges.remove(key)?)?;
-        for endpoint in [&key.from, &key.to] {
-            if let Some(&index) = self.nodes.get(endpoint)
-                && self.graph.neighbors_undirected(index).next().is_none()
-            {
-                self.graph.remove_node(index);
-                self.nodes.remove(endpoint);
-            }
-        }
-        Some(edge.evidence)
     }
 
     /// Every edge with its evidence, in the order of the keys.
-    pub fn iter(&self) -> impl Iterator<Item = (&EdgeKey, &Evidence)> {
-        self.edges.iter().map(|(key, &index)| (key, &self.graph[index].evidence))
+    pub fn iter(&self) -> impl Iterator<Item = (EdgeKey, &Evidence)> {
+        self.nodes.values().flat_map(|&index| self.sorted(index, &[Direction::Outgoing])).map(|seen| (seen.key(), seen.evidence))
     }
 
     /// The evidence of one edge.
     pub fn get(&self, key: &EdgeKey) -> Option<&Evidence> {
-        self.edges.get(key).map(|&index| &self.graph[index].evidence)
+        let ends = (*self.nodes.get(&key.from)?, *self.nodes.get(&key.to)?);
+        self.edges.get(&(ends.0, ends.1, key.service, key.direction_known)).map(|&index| &self.graph[index].evidence)
     }
 
     /// The endpoints, in order.
@@ -153,36 +207,61 @@ impl FlowGraph {
         self.nodes.keys()
     }
 
+    /// When the first flow from an endpoint or to it began.
+    pub fn first_seen(&self, endpoint: &Endpoint) -> Option<Timestamp> {
+        self.nodes.get(endpoint).and_then(|&index| self.graph[index].first)
+    }
+
     /// Edges that start at or arrive at an endpoint, in the order of the keys.
     pub fn touching(&self, endpoint: &Endpoint) -> Vec<(EdgeKey, &Evidence)> {
+        self.around(endpoint).into_iter().map(|seen| (seen.key(), seen.evidence)).collect()
+    }
+
+    /// The same without copies.
+    pub(crate) fn around(&self, endpoint: &Endpoint) -> Vec<Seen<'_>> {
         let Some(&index) = self.nodes.get(endpoint) else { return Vec::new() };
-        let mut found: Vec<_> = [Direction::Outgoing, Direction::Incoming]
-            .into_iter()
-            .flat_map(|direction| self.graph.edges_directed(index, direction))
-            // An edge to oneself comes up in both directions.
-            .map(|edge| {
-                let key = EdgeKey {
-                    from: self.graph[edge.source()].clone(),
-                    to: self.graph[edge.target()].clone(),
-                    service: edge.weight().service,
-                    direction_known: edge.weight().direction_known,
-                };
-                (key, &edge.weight().evidence)
-            })
-            .collect();
-        found.sort_by(|a, b| a.0.cmp(&b.0));
-        found.dedup_by(|a, b| a.0 == b.0);
-        found
+        self.sorted(index, &[Direction::Outgoing, Direction::Incoming])
+    }
+
+    /// Whom a source touched without ever carrying data there.
+    pub(crate) fn touched_by(&self, source: &Endpoint) -> impl Iterator<Item = &Endpoint> {
+        let edges = self.nodes.get(source).into_iter().flat_map(|&index| self.graph.edges_directed(index, Direction::Outgoing));
+        edges.filter(|edge| edge.weight().evidence.established == 0).map(|edge| &self.graph[edge.target()].endpoint)
+    }
+
+    fn sorted<'g>(&'g self, index: NodeIndex, directions: &[Direction]) -> Vec<Seen<'g>> {
+        let places = self.places.get_or_init(|| {
+            let mut places = vec![0; self.nodes.len()];
+            self.nodes.values().zip(0..).for_each(|(node, place)| places[node.index()] = place);
+            places
+        });
+        let edges = directions.iter().flat_map(|&direction| self.graph.edges_directed(index, direction));
+        let place = |edge: &EdgeReference<'_, Edge>| (places[edge.source().index()], places[edge.target().index()]);
+        let mut found: Vec<_> = edges.map(|edge| (place(&edge), edge.weight().service, edge.weight().direction_known, edge)).collect();
+        found.sort_unstable_by_key(|(ends, service, direction_known, _)| (*ends, *service, *direction_known));
+        // An edge to oneself comes up in both directions.
+        found.dedup_by_key(|(.., edge)| edge.id());
+        let seen = |(.., edge): (_, _, _, EdgeReference<'g, Edge>)| {
+            let from = &self.graph[edge.source()];
+            Seen {
+                from: &from.endpoint,
+                to: &self.graph[edge.target()].endpoint,
+                service: edge.weight().service,
+                direction_known: edge.weight().direction_known,
+                evidence: &edge.weight().evidence,
+                touch: from.touch,
+            }
+        };
+        found.into_iter().map(seen).collect()
     }
 
     /// How many edges.
     pub fn len(&self) -> usize {
-        debug_assert_eq!(self.graph.edge_references().count(), self.edges.len());
-        self.edges.len()
+        self.graph.edge_count()
     }
 
     /// Whether nothing was seen.
     pub fn is_empty(&self) -> bool {
-        self.edges.is_empty()
+        self.len() == 0
     }
 }

@@ -71,7 +71,7 @@ impl FromStr for Party {
         if let Some(project) = text.strip_prefix("project:") {
             // What a project may be called is what the left half of a workload's name may be.
             let workload: Workload = format!("{project}/x").parse().map_err(|_| wrong())?;
-            return Ok(Self::Project(workload.namespace));
+            return Ok(Self::Project(workload.namespace().to_owned()));
         }
         match text.parse().map_err(|_| wrong())? {
             Peer::Workload(workload) => Ok(Self::Workload(workload)),
@@ -125,7 +125,7 @@ impl Party {
     fn is(&self, workload: &Workload) -> bool {
         match self {
             Self::Workload(w) => w == workload,
-            Self::Project(project) => *project == workload.namespace,
+            Self::Project(project) => *project == workload.namespace(),
             Self::Workloads => true,
             Self::Host | Self::Outside(_) => false,
         }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guardrail::Guardrail;
 use crate::segment::Segment;
-use crate::service::Ports;
+use crate::service::{Ports, Service};
 use crate::workload::{Endpoint, Workload};
 
 /// The other end that a rule names. There is no empty peer and no "everyone": the widest is every address outside, and
@@ -160,6 +160,60 @@ impl WorkloadPolicy {
             Direction::Ingress => &self.ingress,
             Direction::Egress => &self.egress,
         }
+    }
+
+    /// Those rules of one side that may cover another rule about this peer.
+    pub(crate) fn about(&self, direction: Direction, peer: &Peer) -> impl Iterator<Item = &Rule> {
+        let first = match peer {
+            Peer::Workload(_) | Peer::Host => peer.clone(),
+            Peer::Outside(_) => Peer::Outside(IpNet::default()),
+        };
+        let from = Rule { peer: first.clone(), ports: Ports::LEAST, until: None };
+        self.rules(direction).range(from..).take_while(move |rule| match (&rule.peer, &first) {
+            (Peer::Outside(_), Peer::Outside(_)) => true,
+            (named, peer) => named == peer,
+        })
+    }
+
+    /// The first rule of one side, in their order, that allows a connection with this other end.
+    pub fn allowing(&self, direction: Direction, end: &Endpoint, service: Service, now: Timestamp) -> Option<&Rule> {
+        let allows = |rule: &&Rule| rule.in_force(now) && rule.ports.holds(service);
+        match end {
+            Endpoint::Workload(peer) | Endpoint::Run(peer) => self.naming(direction, Peer::Workload(peer.clone())).find(allows),
+            Endpoint::Host => self.naming(direction, Peer::Host).find(allows),
+            Endpoint::Outside(address) | Endpoint::Unmanaged { address, .. } => self.holding(direction, *address).find(allows),
+            Endpoint::Unknown(_) => None,
+        }
+    }
+
+    /// Rules of one side that name exactly this peer.
+    fn naming(&self, direction: Direction, peer: Peer) -> impl Iterator<Item = &Rule> {
+        let first = Rule { peer, ports: Ports::LEAST, until: None };
+        let peer = first.peer.clone();
+        self.rules(direction).range(first..).take_while(move |rule| rule.peer == peer)
+    }
+
+    /// Rules of one side whose network holds an address. Networks sort by their first address, so those that hold it stand from the widest
+    /// to the narrowest; from a rule that does not hold it, the next network that could is looked up.
+    fn holding(&self, direction: Direction, address: IpAddr) -> impl Iterator<Item = &Rule> {
+        let rules = self.rules(direction);
+        let widest = match address {
+            IpAddr::V4(_) => 32,
+            IpAddr::V6(_) => 128,
+        };
+        let mut networks = (0..=widest).filter_map(move |length| IpNet::new(address, length).ok().map(|net| net.trunc()));
+        let mut next = networks.next().map(Peer::Outside);
+        std::iter::from_fn(move || {
+            loop {
+                let first = Rule { peer: next.take()?, ports: Ports::LEAST, until: None };
+                let found = rules.range(first..).next()?;
+                next = networks.find(|net| Peer::Outside(*net) > found.peer).map(Peer::Outside);
+                if found.peer.holds(&Endpoint::Outside(address)) {
+                    return Some(found.peer.clone());
+                }
+            }
+        })
+        .flat_map(move |peer| self.naming(direction, peer))
     }
 
     /// The rules of one side, to change.

@@ -119,20 +119,15 @@ pub struct Promotion {
 /// The segment of a workload, given the networks it is attached to: by name, then project, then network (the first by
 /// segment name, where several match alike).
 pub fn segment_of<'a, 'n>(
-    segments: impl IntoIterator<Item = &'a Segment>,
+    segments: impl IntoIterator<Item = &'a Segment, IntoIter: Clone>,
     workload: &Workload,
     networks: impl IntoIterator<Item = &'n str>,
 ) -> Option<&'a Segment> {
-    let networks: BTreeSet<&str> = networks.into_iter().collect();
-    let rank = |selector: &Selector| match selector {
-        Selector::Workload(w) if w == workload => Some(0),
-        Selector::Project(p) if !workload.namespace.is_empty() && *p == workload.namespace => Some(1),
-        Selector::Network(n) if networks.contains(n.as_str()) => Some(2),
-        Selector::Workload(_) | Selector::Project(_) | Selector::Network(_) => None,
-    };
-    segments
-        .into_iter()
-        .filter_map(|segment| Some((segment.members.iter().filter_map(rank).min()?, &segment.name, segment)))
-        .min_by_key(|&(rank, name, _)| (rank, name))
-        .map(|(_, _, segment)| segment)
+    let segments = segments.into_iter();
+    // Looked up, not compared one by one: a segment may name thousands.
+    let taking = |selector: Selector| segments.clone().filter(|s| s.members.contains(&selector)).min_by_key(|s| &s.name);
+    let by_project = || (!workload.namespace().is_empty()).then(|| Selector::Project(workload.namespace().to_owned()));
+    taking(Selector::Workload(workload.clone()))
+        .or_else(|| by_project().and_then(taking))
+        .or_else(|| networks.into_iter().filter_map(|name| taking(Selector::Network(name.to_owned()))).min_by_key(|s| &s.name))
 }

@@ -161,3 +161,24 @@ pub struct Suggestion {
     /// When evidence last changed.
     pub updated: Option<Timestamp>,
 }
+
+/// What is known of every suggestion all the time: enough for a line in a list, and to see that it moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outline {
+    /// For whom.
+    pub workload: Workload,
+    /// See [`Suggestion::revision`].
+    pub revision: u64,
+    /// See [`Suggestion::digest`].
+    pub digest: String,
+    /// How far the learning is.
+    pub phase: Phase,
+    /// How many rules.
+    pub rules: u64,
+    /// How many of them nobody decided on.
+    pub undecided: u64,
+    /// Blocking findings, warnings, the rest.
+    pub findings: (u64, u64, u64),
+    /// See [`Suggestion::updated`].
+    pub updated: Option<Timestamp>,
+}

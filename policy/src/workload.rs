@@ -1,17 +1,22 @@
 //! Names of what runs, and the ends of a flow. Which container carries a name is the inventory's business.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// What runs, by a name that survives restarts: `shop/db` (a Compose service, a Kubernetes owner) or `web` (a container
 /// started by hand, which has no namespace).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// # Why one shared text
+/// A graph of a million edges names its few thousand workloads some ten million times. A clone is a count, not a copy.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Workload {
-    /// Compose project or Kubernetes namespace; empty for a container started by hand.
-    pub namespace: String,
-    /// Compose service, container name or Kubernetes owner; never empty.
-    pub name: String,
+    /// As it is printed.
+    text: Arc<str>,
+    /// Where in it the name begins; 0: it has no namespace.
+    name_at: usize,
 }
 
 /// Text that is not a workload's name.
@@ -24,14 +29,55 @@ pub struct NotAWorkload {
 
 impl Workload {
     /// A workload by namespace (may be empty) and name.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+    pub fn new(namespace: impl AsRef<str>, name: impl AsRef<str>) -> Self {
+        let (namespace, name) = (namespace.as_ref(), name.as_ref());
+        if namespace.is_empty() {
+            return Self { text: name.into(), name_at: 0 };
+        }
+        Self { text: format!("{namespace}/{name}").into(), name_at: namespace.len() + 1 }
+    }
+
+    /// Compose project or Kubernetes namespace; empty for a container started by hand.
+    pub fn namespace(&self) -> &str {
+        &self.text[..self.name_at.saturating_sub(1)]
+    }
+
+    /// Compose service, container name or Kubernetes owner; never empty.
+    pub fn name(&self) -> &str {
+        &self.text[self.name_at..]
+    }
+
+    /// As it is printed: `namespace/name`, or the name alone.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+/// By namespace, then by name.
+impl Ord for Workload {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if self.name_at == other.name_at && Arc::ptr_eq(&self.text, &other.text) {
+            return Ordering::Equal;
+        }
+        self.namespace().cmp(other.namespace()).then_with(|| self.name().cmp(other.name()))
+    }
+}
+
+impl PartialOrd for Workload {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Debug for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Workload({:?})", &*self.text)
     }
 }
 
 impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+        f.write_str(&self.text)
     }
 }
 

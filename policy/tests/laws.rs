@@ -9,12 +9,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use common::*;
 use ipnet::IpNet;
 use policy::evidence::Road;
-use policy::learn::{FromOutside, Options, affected, learn, learn_one};
+use policy::learn::{FromOutside, Halves, Learner, Options, affected, learn, learn_one};
+use policy::policy_set::{Direction, Rule};
 use policy::review::{Choice, Reading, approve};
-use policy::suggestion::Origin;
+use policy::suggestion::{Origin, Outline, RuleState, Severity, Suggestion};
 use policy::{
     Connection, EdgeDelta, EdgeKey, Endpoint, Evidence, FlowGraph, FlowOutcome, HourSet, Mode, Peer, PolicySet, Ports, Protocol, Scene,
-    Segment, Selector, Service, Verdict, Workload, check, diff, evaluate,
+    Segment, Selector, Service, Verdict, Workload, WorkloadPolicy, check, diff, evaluate,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -90,7 +91,7 @@ proptest! {
         let shown = suggestions.iter().flat_map(|s| &s.not_proposed).map(|shown| &shown.edge);
         // Proposed, a denied attempt, or shown with the reason why not.
         let listed: BTreeSet<&EdgeKey> = suggestions.iter().flat_map(|s| &s.rules).flat_map(|rule| &rule.edges).chain(shown).collect();
-        for (key, evidence) in town.graph.iter() {
+        for (ref key, evidence) in town.graph.iter() {
             let rightful = key.direction_known && ![&key.from, &key.to].iter().any(|end| matches!(end, Endpoint::Unknown(_) | Endpoint::Run(_)));
             let has_side = key.from.workload().is_some() || key.to.workload().is_some();
             prop_assert!(!has_side || !rightful || evidence.established == 0 || proposed.contains(key), "{} was established and is not proposed", key);
@@ -125,6 +126,37 @@ proptest! {
         prop_assert_eq!(json(&one), json(&merged), "byte for byte");
         for suggestion in learn(&one.graph, &one.context) {
             prop_assert_eq!(&learn_one(&merged.graph, &merged.context, &suggestion.workload), &suggestion);
+            let halves = Halves::of(&merged.context);
+            let outline = Learner::new(&merged.graph, &merged.context, &halves).outline(&suggestion.workload);
+            let Suggestion { workload, revision, digest, phase, rules, updated, .. } = &suggestion;
+            let weigh = |weight| suggestion.findings.iter().filter(|finding| finding.severity == weight).count() as u64;
+            prop_assert_eq!(outline, Outline {
+                workload: workload.clone(),
+                revision: *revision,
+                digest: digest.clone(),
+                phase: *phase,
+                rules: rules.len() as u64,
+                undecided: rules.iter().filter(|rule| rule.state == RuleState::Undecided).count() as u64,
+                findings: (weigh(Severity::Blocking), weigh(Severity::Warning), weigh(Severity::Info)),
+                updated: *updated,
+            });
+        }
+    }
+
+    #[test]
+    fn the_rule_that_is_looked_up_is_the_first_of_all_that_allow(rules in vec((nested(), 1..4u16, prop::option::of(0..3i64)), 0..40), now in 0..3i64) {
+        let mut policy = WorkloadPolicy::empty(workload("shop/web"));
+        policy.egress.extend(rules.into_iter().map(|(peer, port, until)| {
+            Rule { peer, ports: Ports::new(Protocol::Tcp, port, port + 1).unwrap(), until: until.map(at) }
+        }));
+        let addresses = ["10.0.0.1", "10.0.0.2", "10.1.0.1", "192.0.2.1", "0.0.0.0", "255.255.255.255", "2001:db8::1", "2001:db8:1::1"];
+        let outside = addresses.iter().map(|address| Endpoint::Outside(address.parse().unwrap()));
+        for end in ends().into_iter().chain(outside) {
+            for port in 0..6 {
+                let service = Service::tcp(port);
+                let first = policy.egress.iter().find(|rule| rule.in_force(at(now)) && rule.ports.holds(service) && rule.peer.holds(&end));
+                prop_assert_eq!(policy.allowing(Direction::Egress, &end, service, at(now)), first, "{} {}", end, service);
+            }
         }
     }
 
@@ -243,8 +275,19 @@ fn evidence() -> impl Strategy<Value = Evidence> {
         first: times.map(|(a, b)| at(a.min(b))),
         last: times.map(|(a, b)| at(a.max(b))),
         hours: HourSet::from_runs(hours.into_iter().map(|hour| (hour, hour))),
-        roads,
+        roads: roads.into_iter().collect(),
     })
+}
+
+/// Peers of which many hold one another.
+fn nested() -> impl Strategy<Value = Peer> {
+    let network = (select(vec!["10.0.0.1", "10.0.0.2", "10.1.0.1", "192.0.2.1", "2001:db8::1", "2001:db8:1::1"]), 0..=128u8);
+    let network = network.prop_map(|(address, length)| {
+        let address: IpAddr = address.parse().unwrap();
+        let length = if address.is_ipv4() { length % 33 } else { length };
+        Peer::Outside(IpNet::new(address, length).unwrap().trunc())
+    });
+    prop_oneof![3 => network, 1 => Just(Peer::Host), 2 => select(NAMES.to_vec()).prop_map(|name| Peer::Workload(workload(name)))]
 }
 
 fn names() -> impl Strategy<Value = String> {

@@ -206,7 +206,7 @@ fn an_edge_allowed_by_hand_is_on_both_sides_before_any_traffic_and_for_as_long_a
 fn an_edge_by_hand_names_workloads_that_are_known_and_one_at_least() {
     let town = Town::of(["shop/web"]);
     let allow = |edge| allow(&PolicySet::default(), &edge, &known(&town), at(0));
-    assert!(matches!(allow(edge("shop/wbe", "shop/web", "tcp/1")), Err(Refused::UnknownWorkload { workload }) if workload.name == "wbe"));
+    assert!(matches!(allow(edge("shop/wbe", "shop/web", "tcp/1")), Err(Refused::UnknownWorkload { workload }) if workload.name() == "wbe"));
     assert!(matches!(allow(edge("host:", "outside:192.0.2.1", "tcp/1")), Err(Refused::NoWorkload { .. })));
     let reviewed = allow(edge("outside:192.0.2.0/24", "shop/web", "tcp/80")).unwrap();
     assert_eq!(rules(&reviewed.set, "shop/web", Direction::Ingress), ["outside:192.0.2.0/24 tcp/80"]);

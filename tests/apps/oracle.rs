@@ -59,15 +59,15 @@ pub(crate) fn edges(folder: &Path) -> BTreeSet<Edge> {
 /// add by name (a denied attempt) is not a proposal.
 fn proposed(suggestions: &[Suggestion], project: &str) -> [BTreeSet<Edge>; 2] {
     let mut sides = [BTreeSet::new(), BTreeSet::new()];
-    for suggestion in suggestions.iter().filter(|s| s.workload.namespace == project) {
+    for suggestion in suggestions.iter().filter(|s| s.workload.namespace() == project) {
         for proposed in suggestion.rules.iter().filter(|r| r.origin != Origin::DeniedAttempt) {
             let Peer::Workload(peer) = &proposed.rule.peer else { continue };
             let port = proposed.rule.ports.to_string();
             // A workload of another project on one side would be a false proposal as well: it keeps its full name.
-            let name = if peer.namespace == project { peer.name.clone() } else { peer.to_string() };
+            let name = if peer.namespace() == project { peer.name().to_owned() } else { peer.to_string() };
             match proposed.direction {
-                Direction::Egress => sides[0].insert(Edge::new(&suggestion.workload.name, &name, &port)),
-                Direction::Ingress => sides[1].insert(Edge::new(&name, &suggestion.workload.name, &port)),
+                Direction::Egress => sides[0].insert(Edge::new(suggestion.workload.name(), &name, &port)),
+                Direction::Ingress => sides[1].insert(Edge::new(&name, suggestion.workload.name(), &port)),
             };
         }
     }

@@ -143,7 +143,7 @@ async fn every_edge_is_counted_once_whoever_is_killed() {
     let names: BTreeSet<EdgeKey> = begun.iter().map(|&(incarnation, round)| unique(incarnation, round)).collect();
     for (key, seen) in graph.iter() {
         if key.to == Endpoint::Host {
-            assert!(names.contains(key) && seen.established == 1, "{key}: {}", seen.established);
+            assert!(names.contains(&key) && seen.established == 1, "{key}: {}", seen.established);
         }
     }
     let known = graph.get(&key(5432)).unwrap().established;

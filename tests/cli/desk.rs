@@ -346,7 +346,7 @@ pub(crate) fn container(workload: &str, number: u8, networks: &[&str]) -> Contai
     };
     Container {
         id: format!("{number:064x}"),
-        name: format!("{}-{}-1", workload.namespace, workload.name),
+        name: format!("{}-{}-1", workload.namespace(), workload.name()),
         workload,
         one_off: false,
         engine_named: false,

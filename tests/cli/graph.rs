@@ -171,7 +171,7 @@ fn status_never_claims_what_is_not_so() {
     node.status.riders.push("curl (pid 7)".to_owned());
     node.status.unconfined.push("this kernel has no landlock".to_owned());
     node.status.blind.push("the event socket is closed".to_owned());
-    let privileged = node.inventory.containers.values_mut().find(|c| c.workload.name == "worker").unwrap();
+    let privileged = node.inventory.containers.values_mut().find(|c| c.workload.name() == "worker").unwrap();
     privileged.unmanaged.insert(policy::inventory::Unmanaged::Privileged);
     node.report();
     let view = desk.until("status -o json", |view| !view["unmanaged"].as_array().unwrap().is_empty());

@@ -16,7 +16,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
 ];
 
 /// What the core may name: values, graphs, digests and encodings. Each is pure as the core uses it.
-const CORE: [&str; 8] = ["ipnet", "jiff", "petgraph", "prost", "serde", "serde_json", "sha2", "thiserror"];
+const CORE: [&str; 9] = ["ipnet", "jiff", "petgraph", "prost", "serde", "serde_json", "sha2", "smallvec", "thiserror"];
 
 /// What does I/O, waits or logs; the core reaches none of them by any way.
 const TOUCHING: [&str; 22] = [

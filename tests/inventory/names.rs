@@ -33,7 +33,7 @@ fn a_compose_service_its_one_off_run_and_its_sidecar_have_their_names() {
         assert_eq!(network.project.as_deref(), Some("shop"));
         let sidecar = engine.docker(["ps", "--format", "{{.Names}}", "--filter", "label=com.docker.compose.service=sidecar"]);
         watching.until("the sidecar among the members", |now| {
-            let web = now.inventory.containers.values().find(|c| c.workload.name == "web")?;
+            let web = now.inventory.containers.values().find(|c| c.workload.name() == "web")?;
             (web.members == [sidecar.clone()]).then_some(())
         });
         assert!(named(&watching.now(), &sidecar).is_none(), "it has no place of its own");

@@ -176,7 +176,7 @@ fn hint(state: &State, set: &PolicySet, workload: &Workload) -> Option<String> {
     let scene = Scene { set, ..state.scene() };
     let (name, mode) = match scene.segment(workload) {
         Some(segment) => (segment.name.clone(), segment.mode),
-        None if !workload.namespace.is_empty() => (workload.namespace.clone(), Mode::Learn),
+        None if !workload.namespace().is_empty() => (workload.namespace().to_owned(), Mode::Learn),
         None => return Some(format!("{workload} is in no segment, so nothing is denied: `bulkhead segment add {workload}`.")),
     };
     match mode {
@@ -204,9 +204,9 @@ fn reviewed(state: &State, request: &Review) -> Result<Decided, HubError> {
     let choice = if rules.is_empty() { Choice::Whole } else { Choice::Rules(rules.iter().cloned().collect()) };
     let reading = Reading { digest: digest.clone(), choice, accept: accept.iter().cloned().collect() };
     let (reviewed, action) = if *approve {
-        (review::approve(&state.set, suggestion, &reading)?, Action::Approve)
+        (review::approve(&state.set, &suggestion, &reading)?, Action::Approve)
     } else {
-        (review::reject(&state.set, suggestion, &reading)?, Action::Reject)
+        (review::reject(&state.set, &suggestion, &reading)?, Action::Reject)
     };
     let mut decided = Decided::reviewed(reviewed, action, workload, comment);
     decided.digest = Some(digest);
@@ -390,19 +390,14 @@ pub(crate) fn with_segment(state: &State, segment: &str) -> Result<PolicySet, Hu
     if set.segments.contains_key(segment) {
         return Ok(set);
     }
-    let of_project: Vec<&Workload> = state.networks.keys().filter(|w| !w.namespace.is_empty() && w.namespace == segment).collect();
+    let of_project: Vec<&Workload> = state.networks.keys().filter(|w| !w.namespace().is_empty() && w.namespace() == segment).collect();
     let taken = |workload: &Workload| {
         let networks = state.networks.get(workload).into_iter().flatten().map(String::as_str);
         segment_of(set.segments.values(), workload, networks).is_some()
     };
     if of_project.is_empty() || of_project.iter().all(|workload| taken(workload)) {
-        let known: BTreeSet<&str> = set
-            .segments
-            .keys()
-            .map(String::as_str)
-            .chain(state.networks.keys().map(|w| w.namespace.as_str()))
-            .filter(|n| !n.is_empty())
-            .collect();
+        let known: BTreeSet<&str> =
+            set.segments.keys().map(String::as_str).chain(state.networks.keys().map(|w| w.namespace())).filter(|n| !n.is_empty()).collect();
         let next = if known.is_empty() {
             "`bulkhead segment add` makes one.".to_owned()
         } else {

@@ -201,7 +201,7 @@ pub(crate) fn of_kind(state: &State, kind: &str, names: &[String], as_json: bool
         "segments" => {
             super::view::segments(state).into_iter().map(|view| (view.segment.name.clone(), Object::from(&view.segment))).collect()
         }
-        "suggestions" => state.suggestions.values().map(|s| (s.workload.to_string(), Object::from(s))).collect(),
+        "suggestions" => state.suggestions().map(|s| (s.workload.to_string(), Object::from(&s))).collect(),
         "quarantines" => state.set.quarantines.values().map(|q| (q.workload.to_string(), Object::from(q))).collect(),
         "guardrails" => state.set.guardrails.values().map(|g| (g.name.clone(), Object::from(g))).collect(),
         "policies" => state.set.policies.values().map(|policy| (policy.workload.to_string(), Object::from(policy))).collect(),

@@ -28,7 +28,7 @@ pub(crate) fn selector(state: &State, text: &str) -> Result<Selector, HubError> 
         None => {}
     }
     let mut found = BTreeSet::new();
-    if state.networks.keys().any(|w| !w.namespace.is_empty() && w.namespace == text) {
+    if state.networks.keys().any(|w| !w.namespace().is_empty() && w.namespace() == text) {
         found.insert(Selector::Project(text.to_owned()));
     }
     if state.nodes.values().flat_map(|node| node.inventory.networks.values()).any(|network| network.name == text) {
@@ -95,7 +95,7 @@ pub(crate) fn end_is(text: &str, end: &Endpoint) -> bool {
     }
     match end {
         Endpoint::Workload(w) | Endpoint::Run(w) => {
-            w.to_string() == text || w.name == text || text.strip_suffix('/').is_some_and(|project| project == w.namespace)
+            w.to_string() == text || w.name() == text || text.strip_suffix('/').is_some_and(|project| project == w.namespace())
         }
         Endpoint::Host => text == "host",
         Endpoint::Outside(address) => text == "outside" || text == "outside:" || within(text.strip_prefix("outside:"), *address),

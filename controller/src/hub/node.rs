@@ -88,28 +88,24 @@ impl Sight {
 }
 
 impl State {
-    /// For how long each workload was observed, and how well: the sight of the nodes it runs on (of all nodes, if it runs on none
-    /// now), since traffic of it was first seen.
-    pub(crate) fn windows<'a>(&'a self, running: impl Iterator<Item = &'a Workload>) -> BTreeMap<Workload, Window> {
-        let mut first: BTreeMap<&Workload, Timestamp> = BTreeMap::new();
-        for (key, evidence) in self.graph.iter() {
-            let Some(seen) = evidence.first else { continue };
-            for workload in [&key.from, &key.to].into_iter().filter_map(Endpoint::workload) {
-                first.entry(workload).and_modify(|first| *first = seen.min(*first)).or_insert(seen);
-            }
+    /// For how long each of these workloads was observed, and how well: the sight of the nodes it runs on (of all nodes, if it runs on
+    /// none now), since traffic of it was first seen.
+    pub(crate) fn windows<'a>(&self, workloads: impl Iterator<Item = &'a Workload>) -> BTreeMap<Workload, Window> {
+        let mut here: BTreeMap<&Workload, Vec<&Node>> = BTreeMap::new();
+        for node in self.nodes.values() {
+            let workloads: BTreeSet<&Workload> = node.inventory.containers.values().map(|c| &c.workload).collect();
+            workloads.into_iter().for_each(|workload| here.entry(workload).or_default().push(node));
         }
-        let workloads: BTreeSet<&Workload> = running.chain(first.keys().copied()).collect();
+        let all: Vec<&Node> = self.nodes.values().collect();
         let window = |workload: &Workload| {
             let mut window = Window::default();
+            let ends = [Endpoint::Workload(workload.clone()), Endpoint::Run(workload.clone())];
             // Without traffic there is nothing that could be called learned, for however long.
-            let Some(&since) = first.get(workload) else { return window };
-            let here: Vec<&super::node::Node> =
-                self.nodes.values().filter(|node| node.inventory.containers.values().any(|c| c.workload == *workload)).collect();
-            let nodes = if here.is_empty() { self.nodes.values().collect() } else { here };
-            nodes.into_iter().for_each(|node| node.sight.part(since, &mut window));
+            let Some(since) = ends.iter().filter_map(|end| self.graph.first_seen(end)).min() else { return window };
+            here.get(workload).unwrap_or(&all).iter().for_each(|node| node.sight.part(since, &mut window));
             window
         };
-        workloads.into_iter().map(|workload| (workload.clone(), window(workload))).collect()
+        workloads.map(|workload| (workload.clone(), window(workload))).collect()
     }
 }
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use policy::evaluate::Scene;
-use policy::learn::{self, Context, Rejected, Revision};
+use policy::learn::{self, Context, Halves, Learner, Rejected, Revision};
 use policy::review::Decision;
-use policy::suggestion::Suggestion;
+use policy::suggestion::{Outline, Suggestion};
 use policy::{
     Connection, EdgeDelta, Endpoint, Flow, FlowGraph, FlowOutcome, Health, NodePlan, PolicySet, Standing, Verdict, Workload, evaluate,
 };
@@ -28,8 +28,6 @@ pub struct State {
     pub(crate) decisions: Vec<Decision>,
     /// How often each policy changed, and with which decision last (number).
     pub(crate) revisions: BTreeMap<Workload, (u64, u64)>,
-    /// Revision and digest of suggestions as they were noted in the store.
-    pub(crate) noted: BTreeMap<Workload, Revision>,
     /// What people said no to.
     pub(crate) rejected: BTreeSet<Rejected>,
     /// The merged graph.
@@ -38,14 +36,17 @@ pub struct State {
     pub(crate) nodes: BTreeMap<String, Node>,
     /// Names of the networks of each workload that runs, over all nodes.
     pub(crate) networks: BTreeMap<Workload, BTreeSet<String>>,
-    /// Suggestions by workload.
-    pub(crate) suggestions: BTreeMap<Workload, Suggestion>,
+    /// Suggestions by workload, in outline: whole ones are written when somebody reads them.
+    pub(crate) outlines: BTreeMap<Workload, Outline>,
     /// Recent flows in the order they came, bounded.
     pub(crate) flows: VecDeque<Arc<Kept>>,
     /// How many came so far.
     pub(crate) flows_seen: u64,
     /// How many of them are kept.
     pub(crate) keep_flows: usize,
+    /// What suggestions depend on besides the graph, and what follows from the policies in it: as they were when last learned.
+    pub(crate) context: Context,
+    halves: Halves,
     /// Workloads whose suggestion is behind the graph.
     stale: Stale,
     /// Healthy time has passed since all were learned, and when that was.
@@ -79,15 +80,16 @@ impl State {
             set: PolicySet::default(),
             decisions: Vec::new(),
             revisions: BTreeMap::new(),
-            noted: BTreeMap::new(),
             rejected: BTreeSet::new(),
             graph: FlowGraph::new(),
             nodes: BTreeMap::new(),
             networks: BTreeMap::new(),
-            suggestions: BTreeMap::new(),
+            outlines: BTreeMap::new(),
             flows: VecDeque::new(),
             flows_seen: 0,
             keep_flows,
+            context: Context::default(),
+            halves: Halves::default(),
             stale: Stale::All,
             clock_moved: false,
             learned: now,
@@ -139,7 +141,7 @@ impl State {
         if self.known().contains(workload) {
             return Ok(());
         }
-        let alike: Vec<String> = self.known().iter().filter(|w| w.name == workload.name).map(ToString::to_string).collect();
+        let alike: Vec<String> = self.known().iter().filter(|w| w.name() == workload.name()).map(ToString::to_string).collect();
         let next = match alike.as_slice() {
             [] => "`bulkhead get workloads` lists those that run.".to_owned(),
             alike => format!("Did you mean {}?", alike.join(" or ")),
@@ -159,10 +161,21 @@ impl State {
     }
 
     /// One suggestion.
-    pub(crate) fn suggestion(&self, workload: &Workload) -> Result<&Suggestion, HubError> {
+    pub(crate) fn suggestion(&self, workload: &Workload) -> Result<Suggestion, HubError> {
         self.must_know(workload)?;
         let next = "It has one as soon as it runs or traffic of it is seen.";
-        self.suggestions.get(workload).ok_or_else(|| HubError::not_found(format_args!("there is no suggestion for {workload}"), next))
+        let missing = || HubError::not_found(format_args!("there is no suggestion for {workload}"), next);
+        self.outlines.get(workload).map(|_| self.learner().suggest(workload)).ok_or_else(missing)
+    }
+
+    /// Every suggestion, written when it is asked for.
+    pub(crate) fn suggestions(&self) -> impl Iterator<Item = Suggestion> {
+        let learner = self.learner();
+        self.outlines.keys().map(move |workload| learner.suggest(workload))
+    }
+
+    fn learner(&self) -> Learner<'_> {
+        Learner::new(&self.graph, &self.context, &self.halves)
     }
 
     /// Adds what a batch saw.
@@ -217,48 +230,51 @@ impl State {
     /// Makes the suggestions anew that are behind; returns those whose digest moved, to be noted in the store.
     pub(crate) fn relearn(&mut self) -> Vec<(Workload, Revision)> {
         let stale = std::mem::replace(&mut self.stale, Stale::Some(BTreeSet::new()));
-        if matches!(&stale, Stale::Some(workloads) if workloads.is_empty()) {
-            return Vec::new();
-        }
-        let context = self.context();
-        let fresh = match stale {
+        let outlines = match &stale {
+            Stale::Some(workloads) if workloads.is_empty() => return Vec::new(),
             Stale::All => {
                 (self.clock_moved, self.learned) = (false, self.now);
-                learn::learn(&self.graph, &context)
+                self.look_around();
+                let learner = self.learner();
+                outlines(learner, &learner.workloads().into_iter().collect::<Vec<_>>())
             }
-            Stale::Some(workloads) => workloads.iter().map(|workload| learn::learn_one(&self.graph, &context, workload)).collect(),
+            Stale::Some(workloads) => {
+                self.context.now = self.now;
+                let windows = self.windows(workloads.iter());
+                self.context.windows.extend(windows);
+                outlines(self.learner(), &workloads.iter().collect::<Vec<_>>())
+            }
         };
         let mut moved = Vec::new();
-        for suggestion in fresh {
-            let before = context.previous.get(&suggestion.workload);
-            if before.is_none_or(|before| before.digest != suggestion.digest) {
-                let revision = Revision { revision: suggestion.revision, digest: suggestion.digest.clone() };
-                moved.push((suggestion.workload.clone(), revision));
+        for outline in outlines {
+            let before = self.context.previous.get(&outline.workload);
+            if before.is_none_or(|before| before.digest != outline.digest) {
+                let revision = Revision { revision: outline.revision, digest: outline.digest.clone() };
+                self.context.previous.insert(outline.workload.clone(), revision.clone());
+                moved.push((outline.workload.clone(), revision));
             }
-            self.suggestions.insert(suggestion.workload.clone(), suggestion);
+            self.outlines.insert(outline.workload.clone(), outline);
         }
         moved
     }
 
-    fn context(&self) -> Context {
-        let previous =
-            self.suggestions.iter().map(|(workload, s)| (workload.clone(), Revision { revision: s.revision, digest: s.digest.clone() }));
-        let mut previous: BTreeMap<Workload, Revision> = previous.collect();
-        for (workload, revision) in &self.noted {
-            previous.entry(workload.clone()).or_insert_with(|| revision.clone());
-        }
+    /// Everything that suggestions depend on besides the graph.
+    fn look_around(&mut self) {
         let known = learn::known(self.nodes.values().map(|node| &node.inventory));
-        let windows = self.windows(known.keys());
-        Context {
+        let seen = self.graph.endpoints().filter_map(Endpoint::workload);
+        let workloads: BTreeSet<&Workload> = known.keys().chain(seen).collect();
+        let windows = self.windows(workloads.into_iter());
+        self.context = Context {
+            windows,
             workloads: known,
             policies: self.set.policies.clone(),
             guardrails: self.set.guardrails.clone(),
             rejected: self.rejected.clone(),
-            windows,
-            previous,
+            previous: std::mem::take(&mut self.context.previous),
             now: self.now,
             ..Context::default()
-        }
+        };
+        self.halves = Halves::of(&self.context);
     }
 
     /// Keeps a flow for people who ask later; the oldest goes.
@@ -296,4 +312,26 @@ impl State {
         }
         FlowView { node: node.to_owned(), flow, verdict }
     }
+}
+
+/// Outlines of these workloads, in their order, by as many threads as there are cores: nothing is learned of one from another.
+fn outlines(learner: Learner<'_>, workloads: &[&Workload]) -> Vec<Outline> {
+    /// A thread costs as much as some of them.
+    const WORTH_A_THREAD: usize = 64;
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let share = workloads.len().div_ceil(threads).max(WORTH_A_THREAD);
+    // Neighbours in the order of names are often alike in size; taken in turn, no thread has all the large ones.
+    let parts = workloads.len().div_ceil(share).max(1);
+    let part = |first: usize| workloads.iter().skip(first).step_by(parts).map(|workload| learner.outline(workload)).collect::<Vec<_>>();
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..parts).map(|first| scope.spawn(move || part(first))).collect();
+        let mut found = part(0);
+        for other in others {
+            match other.join() {
+                Ok(outlines) => found.extend(outlines),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        found
+    })
 }

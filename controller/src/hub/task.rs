@@ -90,7 +90,7 @@ async fn load(state: &mut State, store: &Store) -> Result<(), StoreError> {
     }
     state.rejected = store.rejected().await?.into_iter().map(from_store).collect();
     for (workload, (revision, digest)) in store.suggestion_revisions().await? {
-        state.noted.insert(workload, Revision { revision, digest });
+        state.context.previous.insert(workload, Revision { revision, digest });
     }
     for (node, stretches) in store.load_health().await? {
         let node = state.nodes.entry(node).or_default();

@@ -9,7 +9,7 @@ use policy::guardrail;
 use policy::review::{Decision, Foreseen};
 use policy::segment::segment_of;
 use policy::status::{NetworkState, NodeStatus};
-use policy::suggestion::{RuleState, Severity};
+use policy::suggestion::Outline;
 use policy::{Endpoint, Evidence, Inventory, Mode, Segment, Standing, Verdict, Workload};
 
 use super::HubError;
@@ -26,7 +26,7 @@ use crate::api::view::{
 pub(crate) fn segment_name(state: &State, workload: &Workload) -> Option<String> {
     match state.scene().segment(workload) {
         Some(segment) => Some(segment.name.clone()),
-        None if !workload.namespace.is_empty() => Some(workload.namespace.clone()),
+        None if !workload.namespace().is_empty() => Some(workload.namespace().to_owned()),
         None => None,
     }
 }
@@ -45,7 +45,7 @@ fn edge(state: &State, key: &EdgeKey, evidence: &Evidence) -> EdgeView {
 }
 
 /// Edges that fit a filter.
-fn fitting<'a>(state: &'a State, filter: &GraphFilter) -> Result<Vec<(&'a EdgeKey, &'a Evidence)>, HubError> {
+fn fitting<'a>(state: &'a State, filter: &GraphFilter) -> Result<Vec<(EdgeKey, &'a Evidence)>, HubError> {
     if let Some(workload) = &filter.workload {
         state.must_know(workload)?;
     }
@@ -54,12 +54,12 @@ fn fitting<'a>(state: &'a State, filter: &GraphFilter) -> Result<Vec<(&'a EdgeKe
     {
         return Err(HubError::not_found(format_args!("no segment \"{segment}\""), "`bulkhead get segments` lists them."));
     }
-    let mut members: BTreeMap<&Workload, bool> = BTreeMap::new();
-    let mut fits = |key: &'a EdgeKey, evidence: &Evidence| {
+    let mut members: BTreeMap<Workload, bool> = BTreeMap::new();
+    let mut fits = |key: &EdgeKey, evidence: &Evidence| {
         let mut ends = [&key.from, &key.to].into_iter().filter_map(|end| end.workload());
         let by_workload = filter.workload.as_ref().is_none_or(|wanted| ends.clone().any(|workload| workload == wanted));
         let by_segment = filter.segment.as_ref().is_none_or(|wanted| {
-            ends.any(|workload| *members.entry(workload).or_insert_with(|| segment_name(state, workload).as_ref() == Some(wanted)))
+            ends.any(|workload| *members.entry(workload.clone()).or_insert_with(|| segment_name(state, workload).as_ref() == Some(wanted)))
         });
         let by_time = filter.since.is_none_or(|since| evidence.last.is_some_and(|last| last >= since));
         by_workload && by_segment && by_time
@@ -69,7 +69,7 @@ fn fitting<'a>(state: &'a State, filter: &GraphFilter) -> Result<Vec<(&'a EdgeKe
 
 /// The graph.
 pub(crate) fn graph(state: &State, filter: &GraphFilter) -> Result<GraphView, HubError> {
-    let edges: Vec<EdgeView> = fitting(state, filter)?.into_iter().map(|(key, evidence)| edge(state, key, evidence)).collect();
+    let edges: Vec<EdgeView> = fitting(state, filter)?.into_iter().map(|(key, evidence)| edge(state, &key, evidence)).collect();
     let left_out = (state.graph.len() - edges.len()) as u64;
     let lost = state.nodes.values().map(|node| node.sight.lost()).sum();
     let blind = state.nodes.iter().flat_map(|(name, node)| node.status.blind.iter().map(move |why| format!("{name}: {why}")));
@@ -82,7 +82,7 @@ pub(crate) fn audit(state: &State, filter: &GraphFilter) -> Result<Vec<AuditLine
         .into_iter()
         .filter(|(_, evidence)| evidence.would_deny + evidence.denied > 0)
         .map(|(key, evidence)| {
-            let EdgeView { from, to, service, verdict, reason, .. } = edge(state, key, evidence);
+            let EdgeView { from, to, service, verdict, reason, .. } = edge(state, &key, evidence);
             AuditLine { from, to, service, would_deny: evidence.would_deny, denied: evidence.denied, last: evidence.last, verdict, reason }
         })
         .collect();
@@ -112,27 +112,18 @@ pub(crate) fn flows(state: &State, filter: &FlowFilter) -> (Vec<FlowView>, u64) 
 
 /// One line a suggestion.
 pub(crate) fn suggestions(state: &State) -> Vec<SuggestionLine> {
-    let line = |suggestion: &policy::suggestion::Suggestion| {
-        let weigh = |weight| suggestion.findings.iter().filter(|finding| finding.severity == weight).count() as u64;
-        SuggestionLine {
-            workload: suggestion.workload.clone(),
-            segment: segment_name(state, &suggestion.workload),
-            revision: suggestion.revision,
-            digest: suggestion.digest.clone(),
-            phase: suggestion.phase,
-            rules: suggestion.rules.len() as u64,
-            undecided: suggestion.rules.iter().filter(|rule| rule.state == RuleState::Undecided).count() as u64,
-            findings: (weigh(Severity::Blocking), weigh(Severity::Warning), weigh(Severity::Info)),
-            updated: suggestion.updated,
-        }
+    let line = |outline: &Outline| {
+        let Outline { workload, revision, digest, phase, rules, undecided, findings, updated } = outline.clone();
+        let segment = segment_name(state, &workload);
+        SuggestionLine { segment, workload, revision, digest, phase, rules, undecided, findings, updated }
     };
-    state.suggestions.values().map(line).collect()
+    state.outlines.values().map(line).collect()
 }
 
 /// A suggestion against what is in force.
 pub(crate) fn diff(state: &State, workload: &Workload) -> Result<SuggestionDiff, HubError> {
     let suggestion = state.suggestion(workload)?;
-    Ok(diff::suggestion(suggestion, &state.set, state.now))
+    Ok(diff::suggestion(&suggestion, &state.set, state.now))
 }
 
 /// Segments that are written down, and the projects that are one by themselves.
@@ -149,8 +140,8 @@ pub(crate) fn segments(state: &State) -> Vec<SegmentView> {
     for workload in state.networks.keys() {
         let view = match segment_of_workload(workload) {
             Some(segment) => views.get_mut(&segment.name),
-            None if workload.namespace.is_empty() => None,
-            None => Some(views.entry(workload.namespace.clone()).or_insert_with(|| fresh(implicit(&workload.namespace), true))),
+            None if workload.namespace().is_empty() => None,
+            None => Some(views.entry(workload.namespace().to_owned()).or_insert_with(|| fresh(implicit(workload.namespace()), true))),
         };
         if let Some(view) = view {
             view.workloads.insert(workload.clone());

@@ -426,7 +426,7 @@ fn read_row(row: &SqliteRow) -> Result<(RowKey, Evidence), StoreError> {
 const ROADS: [(Road, i64); 3] = [(Road::Direct, 1), (Road::Published, 2), (Road::Proxy, 4)];
 
 fn write_roads(seen: &Evidence) -> i64 {
-    ROADS.iter().filter(|(road, _)| seen.roads.contains(road)).map(|(_, bit)| bit).sum()
+    ROADS.iter().filter(|(road, _)| seen.roads.contains(*road)).map(|(_, bit)| bit).sum()
 }
 
 /// Runs as varints: hours from the end of the run before to the first hour, then how many hours follow the first.

@@ -27,7 +27,7 @@ fn raw_name() -> impl Strategy<Value = String> {
 }
 
 fn workload() -> impl Strategy<Value = Workload> {
-    (prop_oneof![Just(String::new()), raw_name()], raw_name()).prop_map(|(namespace, name)| Workload { namespace, name })
+    (prop_oneof![Just(String::new()), raw_name()], raw_name()).prop_map(|(namespace, name)| Workload::new(namespace, name))
 }
 
 fn network() -> impl Strategy<Value = ipnet::IpNet> {
@@ -145,7 +145,7 @@ fn seen() -> impl Strategy<Value = Evidence> {
         first,
         last,
         hours: HourSet::from_runs(hours.into_iter().map(|(first, more)| (first, first + more))),
-        roads,
+        roads: roads.into_iter().collect(),
     })
 }
 

@@ -115,7 +115,7 @@ pub fn riders(graph: &FlowGraph, inventory: &Inventory, wanted: &Ruleset) -> Vec
     let rides = |(key, seen): &(EdgeKey, &Evidence)| {
         key.from == host
             && seen.used() > 0
-            && seen.roads.contains(&Road::Direct)
+            && seen.roads.contains(Road::Direct)
             && key.to.workload().is_some_and(|w| doors.contains(&(w, key.service)))
     };
     let rides = graph.touching(&host).into_iter().filter(rides);

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{BREAKS_GUARDRAIL, Material, covers};
+use super::{BREAKS_GUARDRAIL, Material, Proposal, covers};
 use crate::estimate::spoken;
+use crate::graph::Seen;
 use crate::guardrail::{self, Guardrail};
 use crate::learn::Why;
+use crate::learn::digest::rule_id;
 use crate::learn::outside::{Choice, Width};
 use crate::policy_set::{Direction, Peer, Rule};
 use crate::suggestion::{Finding, Origin, RuleState, Severity};
@@ -106,7 +108,8 @@ fn guardrails(m: &Material<'_>, found: &mut Vec<Finding>) {
         }
         // A denied attempt is outside the digest, or whoever is denied could move it.
         let severity = if proposed.origin == Origin::DeniedAttempt { Severity::Warning } else { Severity::Blocking };
-        let (id, direction, rule) = (&proposed.id, proposed.direction, &proposed.rule);
+        let (direction, rule) = (proposed.direction, &proposed.rule);
+        let id = rule_id(direction, rule);
         let text = format!(
             "{direction} {rule} is forbidden by {} and cannot be approved. `bulkhead reject {w} --rule {id}` leaves it out of the whole.",
             named(&forbidding)
@@ -188,7 +191,7 @@ fn names(m: &Material<'_>, found: &mut Vec<Finding>) {
 }
 
 fn outside(m: &Material<'_>, found: &mut Vec<Finding>) {
-    let is_egress = |rule: &&crate::suggestion::ProposedRule| rule.direction == Direction::Egress && rule.origin != Origin::NeededByEngine;
+    let is_egress = |rule: &&Proposal| rule.direction == Direction::Egress && rule.origin != Origin::NeededByEngine;
     let peers: BTreeSet<&Peer> =
         m.rules.iter().filter(is_egress).map(|rule| &rule.rule.peer).filter(|peer| matches!(peer, Peer::Outside(_))).collect();
     if !peers.is_empty() {
@@ -256,21 +259,20 @@ fn marked(m: &Material<'_>, found: &mut Vec<Finding>) {
             format!("denied under Enforce and never seen to work: {}. Approved only by name (--rule), never with the whole.", list(denied));
         found.push(finding(Severity::Warning, "denied-attempt", text));
     }
-    let halves: Vec<_> = m.halves.iter().filter(|half| half.from == *m.workload || half.to == *m.workload).collect();
-    if !halves.is_empty() {
-        let text = format!("half-approved: {}. It passes only once both ends in Enforce allow it.", list(halves));
+    if !m.halves.is_empty() {
+        let text = format!("half-approved: {}. It passes only once both ends in Enforce allow it.", list(m.halves));
         found.push(finding(Severity::Warning, "half-approved", text));
     }
 }
 
 /// Whether a rule means this use of one side.
-fn means(rule: &Rule, direction: Direction, m: &Material<'_>, key: &crate::EdgeKey) -> bool {
+fn means(rule: &Rule, direction: Direction, m: &Material<'_>, seen: &Seen<'_>) -> bool {
     let own = |end: &Endpoint| end.workload() == Some(m.workload);
     let (own, peer) = match direction {
-        Direction::Egress => (own(&key.from), &key.to),
-        Direction::Ingress => (own(&key.to), &key.from),
+        Direction::Egress => (own(seen.from), seen.to),
+        Direction::Ingress => (own(seen.to), seen.from),
     };
-    own && rule.ports.holds(key.service) && rule.peer.holds(peer)
+    own && rule.ports.holds(seen.service) && rule.peer.holds(peer)
 }
 
 fn in_force(m: &Material<'_>, found: &mut Vec<Finding>) {
@@ -282,14 +284,14 @@ fn in_force(m: &Material<'_>, found: &mut Vec<Finding>) {
                 let text = format!("{direction} {rule} is in force and says nothing that {direction} {wide} does not say already.");
                 found.push(finding(Severity::Info, "shadowed", text));
             }
-            let uses: Vec<_> = m.used.keys().filter(|key| means(rule, direction, m, key)).collect();
+            let uses: Vec<_> = m.used.iter().filter(|seen| means(rule, direction, m, seen)).collect();
             let needed = m.rules.iter().any(|r| r.origin == Origin::NeededByEngine && r.direction == direction && covers(rule, &r.rule));
             if uses.is_empty() && !needed {
                 let text = format!("{direction} {rule} is in force and was not seen in use.");
                 found.push(finding(Severity::Info, "not-seen", text));
                 continue;
             }
-            let ports: BTreeSet<u16> = uses.iter().map(|key| key.service.port).collect();
+            let ports: BTreeSet<u16> = uses.iter().map(|seen| seen.service.port).collect();
             if rule.ports.width() > 1 {
                 let text = format!(
                     "{direction} {rule} is in force: {} of {} ports were seen in use.",
@@ -305,7 +307,7 @@ fn in_force(m: &Material<'_>, found: &mut Vec<Finding>) {
                     Endpoint::Outside(address) | Endpoint::Unmanaged { address, .. } => Some(*address),
                     Endpoint::Workload(_) | Endpoint::Run(_) | Endpoint::Host | Endpoint::Unknown(_) => None,
                 };
-                let seen: BTreeSet<IpAddr> = uses.iter().flat_map(|key| [&key.from, &key.to]).filter_map(address).collect();
+                let seen: BTreeSet<IpAddr> = uses.iter().flat_map(|seen| [seen.from, seen.to]).filter_map(address).collect();
                 let text =
                     format!("{direction} {rule} is in force: {} of {} addresses were seen.", grouped(seen.len() as u128), addresses(&net));
                 found.push(finding(Severity::Warning, "wider-than-observed", text));
@@ -319,9 +321,9 @@ fn in_force(m: &Material<'_>, found: &mut Vec<Finding>) {
 
 fn shown(m: &Material<'_>, found: &mut Vec<Finding>) {
     let (mut scans, mut runs, mut unknown_direction, mut unknown_endpoint) = (BTreeMap::new(), 0, 0, 0);
-    for (key, _, why) in m.shown {
+    for (seen, why) in m.shown {
         match why {
-            Why::Scan { targets } => _ = scans.insert(&key.from, *targets),
+            Why::Scan { targets } => _ = scans.insert(seen.from, *targets),
             Why::Run => runs += 1,
             Why::UnknownDirection => unknown_direction += 1,
             Why::UnknownEndpoint => unknown_endpoint += 1,
@@ -360,7 +362,7 @@ fn shown(m: &Material<'_>, found: &mut Vec<Finding>) {
         let text = format!("{} more {} not proposed, of the same kinds as those listed.", m.unlisted, edges(m.unlisted));
         found.push(finding(Severity::Info, "not-listed", text));
     }
-    let pre_existing: u64 = m.used.values().map(|evidence| evidence.pre_existing).sum();
+    let pre_existing: u64 = m.used.iter().map(|seen| seen.evidence.pre_existing).sum();
     if pre_existing > 0 {
         let text = format!("{pre_existing} connections are older than the agent; their direction comes from which end listens.");
         found.push(finding(Severity::Info, "pre-existing", text));

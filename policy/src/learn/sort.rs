@@ -4,10 +4,8 @@
 //! A SYN to a closed port, a scan, a one-off run look like traffic and are no need. They are shown all the same, so that a person
 //! can see what was left out, and add it by hand.
 
-use std::collections::BTreeMap;
-
 use crate::evidence::Evidence;
-use crate::graph::{EdgeKey, FlowGraph};
+use crate::graph::{Seen, Touch};
 use crate::service::{Ports, Protocol};
 use crate::suggestion::Origin;
 use crate::workload::Endpoint;
@@ -63,15 +61,6 @@ impl std::fmt::Display for Why {
     }
 }
 
-/// How many (peer, port) a source touched without ever carrying data there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Touch {
-    /// Tried: connected, sent one way, refused, unanswered.
-    tried: usize,
-    /// Denied under Enforce and nothing else, between workloads: what a new version needs looks like this too.
-    denied: usize,
-}
-
 /// Denied attempts of one source that are still taken one by one, as a multiple of what is a scan otherwise. Denials to the outside
 /// don't count at all: addresses there change by themselves.
 const DENIED_PER_SCAN: usize = 4;
@@ -86,56 +75,8 @@ impl Touch {
     }
 }
 
-/// What each source touched.
-#[derive(Debug, Default)]
-pub(super) struct Touched(BTreeMap<Endpoint, Touch>);
-
-impl Touched {
-    /// Counted over the whole graph.
-    pub(super) fn all(graph: &FlowGraph) -> Self {
-        let mut touched = Self::default();
-        for (key, evidence) in graph.iter() {
-            touched.count(key, evidence);
-        }
-        touched
-    }
-
-    /// Counted for the sources that call one endpoint, and for itself.
-    pub(super) fn around(graph: &FlowGraph, center: &Endpoint) -> Self {
-        let mut touched = Self::default();
-        let mut sources: Vec<Endpoint> = graph.touching(center).into_iter().map(|(key, _)| key.from).collect();
-        sources.push(center.clone());
-        sources.sort();
-        sources.dedup();
-        for source in &sources {
-            for (key, evidence) in graph.touching(source) {
-                if key.from == *source {
-                    touched.count(&key, evidence);
-                }
-            }
-        }
-        touched
-    }
-
-    fn count(&mut self, key: &EdgeKey, evidence: &Evidence) {
-        if !key.direction_known || evidence.established > 0 {
-            return;
-        }
-        let touch = self.0.entry(key.from.clone()).or_default();
-        if evidence.used() + evidence.attempts() > 0 {
-            touch.tried += 1;
-        } else if evidence.denied > 0 && between_workloads(key) {
-            touch.denied += 1;
-        }
-    }
-
-    pub(super) fn by(&self, source: &Endpoint) -> Touch {
-        self.0.get(source).copied().unwrap_or_default()
-    }
-}
-
-fn between_workloads(key: &EdgeKey) -> bool {
-    [&key.from, &key.to].iter().all(|end| matches!(end, Endpoint::Workload(_)))
+fn between_workloads(seen: &Seen<'_>) -> bool {
+    [seen.from, seen.to].iter().all(|end| matches!(end, Endpoint::Workload(_)))
 }
 
 /// Seconds between the first and the last sight.
@@ -146,10 +87,11 @@ fn span(evidence: &Evidence) -> i64 {
     }
 }
 
-/// Sorts one edge. `touch`: what its source touched without carrying data.
-pub(super) fn sort(key: &EdgeKey, evidence: &Evidence, touch: Touch, scan_targets: usize) -> Sorted {
-    let ends = [&key.from, &key.to];
-    if !key.direction_known {
+/// Sorts one edge.
+pub(super) fn sort(seen: &Seen<'_>, scan_targets: usize) -> Sorted {
+    let Seen { service, evidence, touch, .. } = *seen;
+    let ends = [seen.from, seen.to];
+    if !seen.direction_known {
         return Sorted::Shown(Why::UnknownDirection);
     }
     if ends.iter().any(|end| matches!(end, Endpoint::Unknown(_))) {
@@ -158,7 +100,7 @@ pub(super) fn sort(key: &EdgeKey, evidence: &Evidence, touch: Touch, scan_target
     if ends.iter().any(|end| matches!(end, Endpoint::Run(_))) {
         return Sorted::Shown(Why::Run);
     }
-    let Ok(ports) = Ports::new(key.service.protocol, key.service.port, key.service.port) else {
+    let Ok(ports) = Ports::new(service.protocol, service.port, service.port) else {
         return Sorted::Shown(Why::NoSuchPort);
     };
     if evidence.established > 0 {
@@ -171,13 +113,13 @@ pub(super) fn sort(key: &EdgeKey, evidence: &Evidence, touch: Touch, scan_target
     if evidence.connected_no_data >= 2 && span(evidence) >= 1 {
         return Sorted::Proposed(ports, Origin::Observed);
     }
-    let one_way = evidence.one_way > 0 && key.service.protocol == Protocol::Udp;
+    let one_way = evidence.one_way > 0 && service.protocol == Protocol::Udp;
     // A socket that stays open is one flow for conntrack however often it sends; then its last sight moves on.
     if one_way && evidence.refused == 0 && (evidence.one_way >= 2 || span(evidence) >= 1) {
         return Sorted::Proposed(ports, Origin::OneWay);
     }
     if evidence.denied > 0 {
-        return match between_workloads(key) {
+        return match between_workloads(seen) {
             true if touch.is_denied_scan(scan_targets) => scan,
             true => Sorted::Proposed(ports, Origin::DeniedAttempt),
             false => Sorted::Shown(Why::DeniedOutside { denied: evidence.denied }),

@@ -124,7 +124,7 @@ pub fn foresee(
         let decision = judge(&key.from, &key.to);
         let passes_reversed = !key.direction_known && judge(&key.to, &key.from).verdict != Verdict::Deny;
         if decision.verdict == Verdict::Deny && !passes_reversed {
-            denied.push(ForeseenDenial { edge: key.clone(), evidence: evidence.clone(), reason: decision.reason() });
+            denied.push(ForeseenDenial { edge: key, evidence: evidence.clone(), reason: decision.reason() });
         }
     }
     let in_use = |workload: &Workload| graph.touching(&Endpoint::Workload(workload.clone())).iter().any(|(_, seen)| seen.used() > 0);

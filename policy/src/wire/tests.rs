@@ -73,7 +73,7 @@ fn some_evidence() -> impl Strategy<Value = crate::Evidence> {
                 first: times.map(|(a, b)| a.min(b)),
                 last: times.map(|(a, b)| a.max(b)),
                 hours: HourSet::from_runs(runs.into_iter().map(|(first, length)| (first, first + length))),
-                roads,
+                roads: roads.into_iter().collect(),
             }
         })
 }

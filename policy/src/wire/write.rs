@@ -46,7 +46,7 @@ impl From<&Evidence> for wire::Evidence {
             first_us: seen.first.map(Timestamp::as_microsecond),
             last_us: seen.last.map(Timestamp::as_microsecond),
             hour_runs: seen.hours.runs().iter().flat_map(|&(first, last)| [first, last]).collect(),
-            roads: seen.roads.iter().map(|&r| road(r)).collect(),
+            roads: seen.roads.iter().map(road).collect(),
         }
     }
 }

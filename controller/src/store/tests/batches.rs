@@ -181,7 +181,7 @@ fn some_delta() -> impl Strategy<Value = EdgeDelta> {
                 first: times.map(|(a, b)| at(a.min(b))),
                 last: times.map(|(a, b)| at(a.max(b))),
                 hours: HourSet::from_runs(runs.into_iter().map(|(first, length)| (first, first + length))),
-                roads,
+                roads: roads.into_iter().collect(),
             },
         })
 }
