@@ -15,12 +15,20 @@ use std::time::Duration;
 
 mod change;
 mod core;
+mod desk;
+mod events;
 mod figures;
+mod learn;
 mod plane;
+mod process;
+mod shown;
 #[path = "../enforce/stage.rs"]
 #[allow(dead_code, reason = "made for the suite, which uses all of it")]
 mod stage;
+mod store;
 mod traffic;
+mod watcher;
+mod world;
 
 /// A bar on a terminal, nothing elsewhere.
 pub(crate) fn progress(steps: u64) -> indicatif::ProgressBar {
@@ -28,15 +36,22 @@ pub(crate) fn progress(steps: u64) -> indicatif::ProgressBar {
 }
 
 /// Name, what it measures, how.
-const FIGURES: [(&str, &str, fn(bool)); 3] = [
+const FIGURES: [(&str, &str, fn(bool)); 7] = [
     ("plane", "throughput, connect rate, latency and packets between two containers", |short| {
         plane::run(&plane::Effort { rounds: if short { 6 } else { 24 }, window: Duration::from_millis(if short { 100 } else { 300 }) });
     }),
     ("change", "a ruleset of 100,000 pairs in the kernel: full replace, one rule more and less", change::run),
-    ("core", "evaluate, bind, learn: the pure core", core::run),
+    ("core", "one evaluate against many rules", core::run),
+    ("learn", "suggestions from a large graph: all of them, and after one edge more", learn::run),
+    ("store", "the controller's store: size, rate of updates, start-up", store::run),
+    ("events", "conntrack's events: bursts, what the workloads feel, a reader that is away", events::run),
+    ("shown", "the command line: start-up, the graph", shown::run),
 ];
 
 fn main() {
+    if std::env::args().nth(1).as_deref() == Some(watcher::ROLE) {
+        return watcher::be_one();
+    }
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let short = words.iter().any(|word| word == "--short");
     let wanted: Vec<&String> = words.iter().filter(|word| !word.starts_with("--")).collect();
