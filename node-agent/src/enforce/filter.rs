@@ -3,9 +3,9 @@
 //! The road of a packet in forward, input and output, in this order:
 //! 1. From a guarded bridge with the mark of the guard (table `bridge bulkhead`): what is established passes at once. Without the
 //!    mark: dropped, whatever it says.
-//! 2. Established, and begun here: passes. Connection tracking knows no bridges: where nobody is judged, anybody can make it believe in
-//!    a connection between any two addresses. So what the filter let begin has a bit in its label, and nothing else counts. Related: ICMP errors from who may talk to the receiver; never redirects; what a helper expects is a
-//!    connection like any other.
+//! 2. Established, and begun here: passes. Connection tracking knows no bridges: where nobody is judged, anybody can make it believe
+//!    in a connection between any two addresses. So what the filter let begin has a bit in its label, and nothing else counts.
+//!    Related: ICMP errors from who may talk to the receiver; never redirects; what a helper expects is a connection like any other.
 //! 3. The sender's side by (bridge, address): unknown on a guarded bridge is dropped, Open passes, cut is dropped, Audit and
 //!    Enforce look up the pair. Then the receiver's side, likewise.
 //! 4. Not allowed: an answer to what is allowed (TCP mid-flow after the connection table was lost, UDP after its entry
