@@ -18,6 +18,8 @@
 //!
 //! In input `meta oif` is 0 and in output `meta iif` is 0, which is the node's own index: the same keys serve all hooks.
 
+mod related;
+
 use nix::libc;
 use policy::evaluate::Standing;
 use policy::policy_set::Direction;
@@ -122,9 +124,9 @@ pub(super) fn table(shape: &Shape) -> Table {
     chain("output", Some(libc::NF_INET_LOCAL_OUT as u32), output());
     chain("judge", None, judge());
     chain("arrival", None, arrival());
-    chain("related", None, related());
-    chain("error", None, error());
-    chain("error_stranger", None, error_stranger());
+    chain("related", None, related::related());
+    chain("error", None, related::error());
+    chain("error_stranger", None, related::error_stranger());
     chain("fresh", None, fresh());
     chain("sides", None, sides());
     chain("anew", None, anew::bridges());
@@ -332,51 +334,6 @@ fn arrival() -> Vec<Rule> {
         rule("").then(Verdict::Jump("door")),
         rule("every side allows it").begin().then(Verdict::Accept),
     ]);
-    rules
-}
-
-fn related() -> Vec<Rule> {
-    let node = 0_u32.to_ne_bytes();
-    vec![
-        rule("our own reset of what was refused").tcp_flags(RST, RST).equals(Field::Iif, &node).then(Verdict::Goto("pass")),
-        rule("ICMP errors").ip(Ip::V4).l4(libc::IPPROTO_ICMP as u8).within(&[Field::IcmpType], "errors4").then(Verdict::Goto("error")),
-        rule("ICMPv6 errors")
-            .ip(Ip::V6)
-            .l4(libc::IPPROTO_ICMPV6 as u8)
-            .within(&[Field::Icmpv6Type], "errors6")
-            .then(Verdict::Goto("error")),
-        rule("redirects and all other related ICMP: never").l4(libc::IPPROTO_ICMP as u8).drop(),
-        rule("redirects and all other related ICMPv6: never").l4(libc::IPPROTO_ICMPV6 as u8).drop(),
-        rule("what a helper (FTP, SIP) expects is a connection like any other").then(Verdict::Goto("fresh")),
-    ]
-}
-
-fn error() -> Vec<Rule> {
-    let mut rules = vec![
-        rule("from the node: the gateway, or our refusal").equals(Field::Iif, &0_u32.to_ne_bytes()).then(Verdict::Goto("pass")),
-        rule("from a router outside").not_within(&[Field::Iifname], "bridges").then(Verdict::Goto("pass")),
-    ];
-    for (direction, comment) in
-        [(Direction::Egress, "may not talk to the receiver"), (Direction::Ingress, "the receiver may not talk to it")]
-    {
-        for ip in IPS {
-            let (local, remote, _) = oriented(direction, ip);
-            let strict = rule(comment).ip(ip).within(&local, &named("strict", ip));
-            rules.push(strict.not_within(&ends(local, remote), &named("talk", ip)).then(Verdict::Goto("error_stranger")));
-        }
-    }
-    rules.push(rule("").then(Verdict::Goto("pass")));
-    rules
-}
-
-fn error_stranger() -> Vec<Rule> {
-    let mut rules = Vec::new();
-    for ip in IPS {
-        let (local, _, other) = oriented(Direction::Egress, ip);
-        let sender = outside(rule("to the outside, from who may talk there").ip(ip), other);
-        rules.push(sender.within(&local, &named("talk_outside", ip)).then(Verdict::Goto("pass")));
-    }
-    rules.push(rule("an ICMP error from who may not talk to the receiver: forged, for all we know").drop());
     rules
 }
 
