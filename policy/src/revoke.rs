@@ -111,6 +111,12 @@ impl Node<'_> {
 }
 
 impl Living {
+    /// Both ends are somebody's, and a network that carries it is guarded: it was judged, and its packets came by the roads that they
+    /// claim. Of any other nobody knows who began it.
+    pub fn is_of_known_ends(&self) -> bool {
+        self.guarded && ![&self.from, &self.to].iter().any(|end| matches!(end, Endpoint::Unknown(_)))
+    }
+
     fn toward(&self) -> Connection {
         let service = Service { protocol: self.tuple.protocol, port: self.tuple.destination_port };
         Connection { from: self.from.clone(), to: self.to.clone(), service, guarded: self.guarded }

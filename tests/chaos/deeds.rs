@@ -134,6 +134,17 @@ impl Scene<'_> {
         }
     }
 
+    /// Waits for an agent that has lived for a while. One that comes later finds switches off as after a boot, puts them on, and has
+    /// nobody to blame.
+    fn agent_lives(&self) {
+        let agent = || child(&self.up.lock().unwrap(), "bulkhead-agent run");
+        eventually(HEALED_WITHIN, || {
+            let before = agent();
+            thread::sleep(Duration::from_secs(2));
+            if before.is_some() && before == agent() { Ok(()) } else { Err("no agent lives") }
+        });
+    }
+
     fn kill_agent(&self) {
         self.signal("bulkhead-agent run", Signal::SIGKILL);
     }
@@ -175,6 +186,7 @@ impl Scene<'_> {
 
     /// Does something that has to be found and undone, and measures both.
     fn repaired(&self, deed: Deed, what: &str, undone: impl Fn() -> bool, says: &str) {
+        self.agent_lives();
         let before = self.alarms();
         self.sh(what);
         let begun = Instant::now();

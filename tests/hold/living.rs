@@ -1,7 +1,7 @@
 //! Enforce switched on while connections live.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lab::{Netns, Server, eventually};
@@ -45,6 +45,7 @@ fn enforce_ends_the_living_connections_that_are_not_allowed_on_every_road_and_no
     host.bulkhead(["allow", "caller", "store", "tcp/90"]);
     host.bulkhead(["allow", "caller", "store", "tcp/80"]);
     host.bulkhead(["allow", "caller", "store", "udp/53"]);
+    host.bulkhead(["allow", "caller", "store", "udp/54"]);
     let inside = stage.inside("store");
     let any = |port: u16| SocketAddr::new("::".parse().unwrap(), port);
     let _servers = [talker(&inside, any(90)), Server::tcp_echo(&inside, any(80)), Server::udp_echo(&inside, any(53))];
@@ -76,6 +77,13 @@ fn enforce_ends_the_living_connections_that_are_not_allowed_on_every_road_and_no
     let asked = SocketAddr::new(own[0], 53);
     converse(&mine, asked);
     converse(&theirs, asked);
+    // Asked once, a server that goes on telling without being asked again.
+    let subscriber = bound(&caller, 4001);
+    let telling = inside.run(|| UdpSocket::bind((own[0], 54))).unwrap();
+    subscriber.send_to(b"tell me", (own[0], 54)).unwrap();
+    let reader = telling.recv_from(&mut [0; 64]).unwrap().1;
+    telling.send_to(b"under Learn", reader).unwrap();
+    assert!(subscriber.recv(&mut [0; 64]).is_ok());
 
     enforce(&host, "move", &["store", "caller", "lurker"]);
     std::thread::sleep(Duration::from_millis(500));
@@ -120,6 +128,10 @@ fn enforce_ends_the_living_connections_that_are_not_allowed_on_every_road_and_no
         if !lab::probe::still_echoes(stream, b"still mine") {
             wrong.push(format!("the allowed idle one by {to} was cut"));
         }
+    }
+    telling.send_to(b"under Enforce", reader).unwrap();
+    if subscriber.recv(&mut [0; 64]).is_err() {
+        wrong.push("the allowed one was not told more before it asked again".to_owned());
     }
     converse(&mine, asked);
     theirs.send_to(b"more", asked).unwrap();

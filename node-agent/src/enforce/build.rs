@@ -4,6 +4,7 @@ use nix::libc;
 
 use super::expression::{Expression, FIRST_REGISTER, Field, Ip, Refuse};
 use super::model::{Rule, Verdict};
+use crate::observe::conntrack::label;
 
 /// Packets a second that one log rule reports at most. A flood of denials is counted in full by the counter beside it; the
 /// log is for people and for suggestions, and must not become the attack.
@@ -15,8 +16,12 @@ const TALKER_RATE: u64 = 100;
 /// See [`TALKER_RATE`].
 const TALKER_BURST: u32 = 200;
 
-/// Bit of a connection's label. The first 9 bytes are those of observation.
-const BEGUN: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+/// Bit of a connection's label; others are those of observation.
+const BEGUN: [u8; label::SIZE] = {
+    let mut bits = [0; label::SIZE];
+    bits[label::FILTER] = label::BEGUN;
+    bits
+};
 
 /// A rule in the making.
 pub(super) struct Draft {

@@ -24,6 +24,9 @@ pub fn read(ruleset: &Ruleset, inventory: &Inventory) -> io::Result<Vec<(Entry, 
 /// Ends the connections that the scene doesn't allow: what NAT made of them is one entry, so both of its ends are cut. Call it
 /// after the ruleset is in the kernel, or they are back with the next packet. Returns how many.
 ///
+/// Those that it allows, and that nobody judged before, are marked as the filter marks what it lets begin: an answer of theirs may be
+/// the next packet.
+///
 /// # Errors
 /// The table cannot be read or changed.
 pub fn revoke(scene: &Scene<'_>, ruleset: &Ruleset, inventory: &Inventory) -> io::Result<u64> {
@@ -31,6 +34,8 @@ pub fn revoke(scene: &Scene<'_>, ruleset: &Ruleset, inventory: &Inventory) -> io
     for (entry, living) in read(ruleset, inventory)? {
         if denied(scene, &living).is_some() {
             ended += u64::from(conntrack::delete(&entry)?);
+        } else if living.is_of_known_ends() && entry.stamp.is_some_and(|stamp| !stamp.begun) {
+            conntrack::let_live(&entry)?;
         }
     }
     Ok(ended)

@@ -41,6 +41,7 @@ mod cta {
     /// Since Linux 6.14, on events.
     pub(super) const TIMESTAMP_EVENT: u16 = 27;
     pub(super) const LABELS: u16 = 22;
+    pub(super) const LABELS_MASK: u16 = 23;
 
     pub(super) const TUPLE_IP: u16 = 1;
     pub(super) const TUPLE_PROTO: u16 = 2;
@@ -82,6 +83,10 @@ pub(crate) mod label {
     pub(crate) const PAYLOAD: u8 = 1;
     /// An ICMP error that quotes the connection passed.
     pub(crate) const REFUSED: u8 = 2;
+    /// The byte of the filter, and its bit: it let the connection begin.
+    pub(crate) const FILTER: usize = 12;
+    /// See [`FILTER`].
+    pub(crate) const BEGUN: u8 = 1;
 }
 
 fn tuple(attributes: Attributes<'_>) -> Result<Tuple, Unreadable> {
@@ -163,7 +168,8 @@ fn stamp(bytes: &[u8]) -> Result<Option<Stamp>, Unreadable> {
     };
     // Every packet comes in by an interface or leaves by one: without either, our rules never met the first packet.
     let known = entered != 0 || left != 0;
-    Ok(known.then_some(Stamp { entered, left, payload: flags & label::PAYLOAD != 0, refused: flags & label::REFUSED != 0 }))
+    let begun = bytes.get(label::FILTER).is_some_and(|bits| bits & label::BEGUN != 0);
+    Ok(known.then_some(Stamp { entered, left, payload: flags & label::PAYLOAD != 0, refused: flags & label::REFUSED != 0, begun }))
 }
 
 /// One connection out of the attributes of one message; of the first event, its time is that of the beginning.
@@ -309,6 +315,33 @@ pub fn delete(entry: &Entry) -> io::Result<bool> {
     match channel.ask(&writer.finish(), sequence, |_| {}) {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Marks a connection that lives as one that the filter let begin. False: it has ended, or has no room for labels.
+///
+/// # Errors
+/// The socket's, and the kernel's refusal (EPERM without CAP_NET_ADMIN).
+pub fn let_live(entry: &Entry) -> io::Result<bool> {
+    let mut channel = Channel::open()?;
+    let sequence = channel.next_sequence();
+    let family = if entry.original.source.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 };
+    let mut writer = Writer::default();
+    // Without NLM_F_CREATE: changed if it is there.
+    writer.message(request(MESSAGE_NEW), NLM_F_ACK, sequence, family, 0);
+    write_tuple(&mut writer, cta::TUPLE_ORIG, &entry.original);
+    if entry.zone != 0 {
+        writer.attribute(cta::ZONE, &entry.zone.to_be_bytes());
+    }
+    let mut bits = [0; label::SIZE];
+    bits[label::FILTER] = label::BEGUN;
+    writer.attribute(cta::LABELS, &bits);
+    // The other bits stay.
+    writer.attribute(cta::LABELS_MASK, &bits);
+    match channel.ask(&writer.finish(), sequence, |_| {}) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ENOSPC)) => Ok(false),
         Err(error) => Err(error),
     }
 }

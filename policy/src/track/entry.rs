@@ -55,6 +55,8 @@ pub struct Stamp {
     pub payload: bool,
     /// An ICMP destination-unreachable that quotes this connection passed.
     pub refused: bool,
+    /// The filter let it begin, or let it live when the policies were first enforced.
+    pub begun: bool,
 }
 
 /// What the message was.

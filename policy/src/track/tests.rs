@@ -25,7 +25,7 @@ fn entry(protocol: Protocol, port: u16) -> Entry {
         received: None,
         started: None,
         stopped: None,
-        stamp: Some(Stamp { entered: 5, left: 6, payload: false, refused: false }),
+        stamp: Some(Stamp { entered: 5, left: 6, payload: false, refused: false, begun: false }),
     }
 }
 

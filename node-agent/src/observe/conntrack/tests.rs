@@ -64,7 +64,7 @@ fn everything_of_a_connection_is_read() {
         received: Some(Counted { packets: 4, bytes: 9000 }),
         started: Some(Timestamp::from_second(1).unwrap()),
         stopped: None,
-        stamp: Some(Stamp { entered: 5, left: 6, payload: true, refused: false }),
+        stamp: Some(Stamp { entered: 5, left: 6, payload: true, refused: false, begun: false }),
     };
     assert_eq!(*entry, wanted);
 }
