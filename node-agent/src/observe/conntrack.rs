@@ -294,56 +294,54 @@ fn write_tuple(writer: &mut Writer, kind: u16, tuple: &Tuple) {
     });
 }
 
+/// Asks the kernel to do something to one connection, with the attributes that `more` adds. False: for one of these errors.
+fn to_one(entry: &Entry, message: u8, more: impl FnOnce(&mut Writer), missed: &[i32]) -> io::Result<bool> {
+    let mut channel = Channel::open()?;
+    let sequence = channel.next_sequence();
+    let family = if entry.original.source.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 };
+    let mut writer = Writer::default();
+    writer.message(request(message), NLM_F_ACK, sequence, family, 0);
+    write_tuple(&mut writer, cta::TUPLE_ORIG, &entry.original);
+    if entry.zone != 0 {
+        writer.attribute(cta::ZONE, &entry.zone.to_be_bytes());
+    }
+    more(&mut writer);
+    match channel.ask(&writer.finish(), sequence, |_| {}) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error().is_some_and(|code| missed.contains(&code)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Ends one connection: its next packet is looked at as the first of a new one. False: it had ended already, or another
 /// connection has its place (the id differs).
 ///
 /// # Errors
 /// The socket's, and the kernel's refusal (EPERM without CAP_NET_ADMIN).
 pub fn delete(entry: &Entry) -> io::Result<bool> {
-    let mut channel = Channel::open()?;
-    let sequence = channel.next_sequence();
-    let family = if entry.original.source.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 };
-    let mut writer = Writer::default();
-    writer.message(request(MESSAGE_DELETE), NLM_F_ACK, sequence, family, 0);
-    write_tuple(&mut writer, cta::TUPLE_ORIG, &entry.original);
-    if let Some(id) = entry.id {
-        writer.attribute(cta::ID, &id.to_be_bytes());
-    }
-    if entry.zone != 0 {
-        writer.attribute(cta::ZONE, &entry.zone.to_be_bytes());
-    }
-    match channel.ask(&writer.finish(), sequence, |_| {}) {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),
-        Err(error) => Err(error),
-    }
+    let id = |writer: &mut Writer| {
+        if let Some(id) = entry.id {
+            writer.attribute(cta::ID, &id.to_be_bytes());
+        }
+    };
+    to_one(entry, MESSAGE_DELETE, id, &[nix::libc::ENOENT])
 }
 
-/// Marks a connection that lives as one that the filter let begin. False: it has ended, or has no room for labels.
+/// Marks a connection that lives as one that the filter let begin. False: it has ended, or has no room for labels. The kernel compares
+/// no id here: one that took its place since it was read is marked instead.
 ///
 /// # Errors
 /// The socket's, and the kernel's refusal (EPERM without CAP_NET_ADMIN).
 pub fn let_live(entry: &Entry) -> io::Result<bool> {
-    let mut channel = Channel::open()?;
-    let sequence = channel.next_sequence();
-    let family = if entry.original.source.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 };
-    let mut writer = Writer::default();
-    // Without NLM_F_CREATE: changed if it is there.
-    writer.message(request(MESSAGE_NEW), NLM_F_ACK, sequence, family, 0);
-    write_tuple(&mut writer, cta::TUPLE_ORIG, &entry.original);
-    if entry.zone != 0 {
-        writer.attribute(cta::ZONE, &entry.zone.to_be_bytes());
-    }
     let mut bits = [0; label::SIZE];
     bits[label::FILTER] = label::BEGUN;
-    writer.attribute(cta::LABELS, &bits);
-    // The other bits stay.
-    writer.attribute(cta::LABELS_MASK, &bits);
-    match channel.ask(&writer.finish(), sequence, |_| {}) {
-        Ok(()) => Ok(true),
-        Err(error) if matches!(error.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ENOSPC)) => Ok(false),
-        Err(error) => Err(error),
-    }
+    let labels = |writer: &mut Writer| {
+        writer.attribute(cta::LABELS, &bits);
+        // The other bits stay.
+        writer.attribute(cta::LABELS_MASK, &bits);
+    };
+    // Without NLM_F_CREATE: changed if it is there.
+    to_one(entry, MESSAGE_NEW, labels, &[nix::libc::ENOENT, nix::libc::ENOSPC])
 }
 
 #[cfg(test)]
