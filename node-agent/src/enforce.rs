@@ -257,3 +257,7 @@ fn changed(old: Option<&Tables>, new: &Tables) -> usize {
         })
         .sum()
 }
+
+/// See [`crate::fuzzing`].
+#[cfg(any(fuzzing, test))]
+pub(crate) use kernel::read_any;

@@ -74,3 +74,7 @@ pub async fn start(options: Options) -> Result<(watch::Receiver<Arc<Snapshot>>, 
     });
     Ok((receiver, handle))
 }
+
+/// See [`crate::fuzzing`].
+#[cfg(any(fuzzing, test))]
+pub(crate) use task::read_any;

@@ -4,6 +4,8 @@ pub mod agent;
 mod chain;
 pub mod confine;
 pub mod enforce;
+#[cfg(any(fuzzing, test))]
+pub mod fuzzing;
 pub mod inventory;
 pub mod netns;
 pub mod observe;

@@ -278,3 +278,7 @@ impl UplinkHandle {
         }
     }
 }
+
+/// See [`crate::fuzzing`].
+#[cfg(any(fuzzing, test))]
+pub(crate) use spool::read_any;

@@ -218,21 +218,28 @@ pub(super) fn totals(socket: &mut NftSocket) -> Result<Counts, SocketError> {
 pub(super) fn rows(socket: &mut NftSocket, counts: &mut Counts) -> Result<(), SocketError> {
     for ip in IPS {
         each(socket, Family::Inet, &named("denied_by", ip), |key, packets| {
-            let (spot, _) = spot(key.get(4..)?, ip)?;
-            counts.spots.insert((Reason::read(key.get(..4)?)?, spot), packets);
+            counts.spots.insert(by(key, ip)?, packets);
             Some(())
         })?;
         each(socket, Family::Inet, &named("denied_pair", ip), |key, packets| {
-            let (from, rest) = spot(key.get(4..)?, ip)?;
-            let (to, rest) = spot(rest, ip)?;
-            let protocol = *rest.first()?;
-            let icmp = i32::from(protocol) == libc::IPPROTO_ICMP || i32::from(protocol) == libc::IPPROTO_ICMPV6;
-            let port = if icmp { u16::from(*rest.get(4)?) } else { u16::from_be_bytes(rest.get(4..6)?.try_into().ok()?) };
-            counts.pairs.insert((Reason::read(key.get(..4)?)?, CountedPair { from, to, protocol, port }), packets);
+            counts.pairs.insert(pair(key, ip)?, packets);
             Some(())
         })?;
     }
     Ok(())
+}
+
+fn by(key: &[u8], ip: Ip) -> Option<(Reason, CountedSpot)> {
+    Some((Reason::read(key.get(..4)?)?, spot(key.get(4..)?, ip)?.0))
+}
+
+fn pair(key: &[u8], ip: Ip) -> Option<(Reason, CountedPair)> {
+    let (from, rest) = spot(key.get(4..)?, ip)?;
+    let (to, rest) = spot(rest, ip)?;
+    let protocol = *rest.first()?;
+    let icmp = i32::from(protocol) == libc::IPPROTO_ICMP || i32::from(protocol) == libc::IPPROTO_ICMPV6;
+    let port = if icmp { u16::from(*rest.get(4)?) } else { u16::from_be_bytes(rest.get(4..6)?.try_into().ok()?) };
+    Some((Reason::read(key.get(..4)?)?, CountedPair { from, to, protocol, port }))
 }
 
 fn spot(key: &[u8], ip: Ip) -> Option<(CountedSpot, &[u8])> {
@@ -250,18 +257,34 @@ fn each(socket: &mut NftSocket, family: Family, set: &str, mut row: impl FnMut(&
     let asked = [text(1, TABLE), text(2, set)];
     let found = socket.ask(family, libc::NFT_MSG_GETSETELEM as u8, &asked, true, set)?;
     for message in found.unwrap_or_default() {
-        // NFTA_SET_ELEM_LIST_ELEMENTS
-        for (_, element) in read(find(&message, 3).unwrap_or_default()).ok_or_else(unreadable)? {
-            let parsed = (|| {
-                // NFTA_SET_ELEM_KEY (NFTA_DATA_VALUE), EXPR (NFTA_EXPR_DATA (NFTA_COUNTER_PACKETS))
-                let element = read(&element)?;
-                let key = read(find(&element, 1)?)?;
-                let counter = read(find(&read(find(&element, 7)?)?, 2)?)?;
-                let packets = u64::from_be_bytes(find(&counter, 2)?.try_into().ok()?);
-                row(find(&key, 1)?, packets)
-            })();
-            parsed.ok_or_else(unreadable)?;
+        for (key, packets) in counted(&message).ok_or_else(unreadable)? {
+            row(&key, packets).ok_or_else(unreadable)?;
         }
     }
     Ok(())
+}
+
+/// Keys and packets of the elements in one message.
+fn counted(message: &[(u16, Vec<u8>)]) -> Option<Vec<(Vec<u8>, u64)>> {
+    // NFTA_SET_ELEM_LIST_ELEMENTS
+    let elements = read(find(message, 3).unwrap_or_default())?;
+    let one = |element: &[u8]| {
+        // NFTA_SET_ELEM_KEY (NFTA_DATA_VALUE), EXPR (NFTA_EXPR_DATA (NFTA_COUNTER_PACKETS))
+        let element = read(element)?;
+        let key = read(find(&element, 1)?)?;
+        let counter = read(find(&read(find(&element, 7)?)?, 2)?)?;
+        let packets = u64::from_be_bytes(find(&counter, 2)?.try_into().ok()?);
+        Some((find(&key, 1)?.to_vec(), packets))
+    };
+    elements.iter().map(|(_, element)| one(element)).collect()
+}
+
+/// See [`crate::fuzzing`].
+#[cfg(any(fuzzing, test))]
+pub(super) fn read_any(message: &[(u16, Vec<u8>)]) {
+    for (key, _) in counted(message).unwrap_or_default() {
+        for ip in IPS {
+            let _ = (by(&key, ip), pair(&key, ip));
+        }
+    }
 }

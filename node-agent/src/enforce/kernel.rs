@@ -429,3 +429,17 @@ pub(super) fn compare_edits(socket: &mut NftSocket, held: &Tables, edits: &Edits
     }
     Ok((generation(socket)?, drift))
 }
+
+/// Any bytes as an answer of the kernel, for the fuzz targets: as each dump reads its own.
+#[cfg(any(fuzzing, test))]
+pub(crate) fn read_any(datagram: &[u8]) {
+    let Ok(messages) = super::socket::answers(datagram, "anything") else { return };
+    for message in messages {
+        let netlink_packet_core::NetlinkPayload::InnerMessage(super::socket::Raw(payload)) = message.payload else { continue };
+        let Some(attributes) = read(payload.get(4..).unwrap_or_default()) else { continue };
+        let _ = (elements_in(&attributes), super::count::read_any(&attributes));
+        for nested in attributes.iter().filter_map(|(_, value)| read(value)) {
+            let _ = (find(&nested, 1).map(as_text), find(&nested, 2).and_then(as_be32));
+        }
+    }
+}

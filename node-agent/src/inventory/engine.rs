@@ -304,5 +304,15 @@ fn plain(path: &Path) -> PathBuf {
     }
 }
 
+/// See [`crate::fuzzing`].
+#[cfg(any(fuzzing, test))]
+pub(crate) fn read_any(json: &[u8]) {
+    drop(serde_json::from_slice(json).map(network_fact));
+    drop(serde_json::from_slice(json).map(container_fact));
+    let text = std::str::from_utf8(json).ok();
+    let sockets = [PathBuf::from("/run/docker.sock")];
+    drop(serde_json::from_slice(json).map(|told| details(told, text, &Configured::default(), &sockets)));
+}
+
 #[cfg(test)]
 mod tests;

@@ -442,6 +442,13 @@ fn change(event: EventMessage) -> Option<(Timestamp, Change)> {
     Some((at, change))
 }
 
+/// Any bytes as whatever the engine answers and tells, for the fuzz targets.
+#[cfg(any(fuzzing, test))]
+pub(crate) fn read_any(json: &[u8]) {
+    drop(serde_json::from_slice(json).map(change));
+    super::engine::read_any(json);
+}
+
 #[cfg(test)]
 mod tests {
     use bollard::models::{EventActor, EventMessageTypeEnum};

@@ -451,5 +451,25 @@ fn new_id() -> Result<String, SpoolError> {
     Ok(bits.iter().map(|b| format!("{b:02x}")).collect())
 }
 
+/// Any bytes as records of a spool, for the fuzz targets: the first byte of each stretch of bytes is its kind, the second its length. The
+/// checksums are put right, or nothing would get past them; and the bytes as they are.
+#[cfg(any(fuzzing, test))]
+pub(crate) fn read_any(bytes: &[u8]) {
+    let mut file = Vec::new();
+    let mut rest = bytes;
+    while let [kind, length, after @ ..] = rest {
+        let (payload, next) = after.split_at(usize::from(*length).min(after.len()));
+        super::journal::append(&mut file, *kind % 8, payload);
+        rest = next;
+    }
+    for (kind, payload) in Records::of(&file).chain(Records::of(bytes)) {
+        match kind {
+            DELTA => drop(read::<wire::EdgeDelta, EdgeDelta>(payload)),
+            STRETCH => drop(read::<wire::Health, Health>(payload)),
+            _ => drop(wire::Batch::decode(payload)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 //! The reader takes any bytes without a panic, in bounded time; and what it takes, it takes again as written.
-//! `cargo +nightly fuzz run yaml crds/tests/good-input crds/tests/bad-input`, from the folder `crds`.
+//! See tests/fuzz/run.
 
 #![no_main]
 
