@@ -16,7 +16,7 @@ const BRIEFLY: Duration = Duration::from_millis(400);
 const PATIENTLY: Duration = Duration::from_secs(5);
 
 /// A UDP datagram of 48 bytes in two fragments, cut after so many bytes.
-fn fragments(from: IpAddr, to: IpAddr, port: u16, marker: &[u8], cut: usize, id: u8) -> [Vec<u8>; 2] {
+pub(crate) fn fragments(from: IpAddr, to: IpAddr, port: u16, marker: &[u8], cut: usize, id: u8) -> [Vec<u8>; 2] {
     let whole = frame::udp((from, 5000), (to, port), &[&[0; 40 - 17][..], marker].concat());
     let part = |offset: usize, more: bool, bytes: &[u8]| {
         if from.is_ipv4() {

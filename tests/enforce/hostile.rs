@@ -8,6 +8,7 @@ use lab::frame::{self, Frames};
 use lab::{Server, needs_root};
 use policy::Mode;
 
+use crate::around::fragments;
 use crate::guard::icmpv6;
 use crate::stage::{Policy, apply, enforcer, inventory, mac_of, settled};
 
@@ -92,6 +93,56 @@ fn a_connection_that_was_forged_on_another_bridge_opens_nothing_on_a_guarded_one
         forge([&one, &other], [x.mac, y.mac], (from, 5001), (to, 99));
         wire.send(&udp(a.mac, b.mac, (from, 5001), (to, 99), b"lab-on-a-forged-one"));
         assert!(!far.sees(BRIEFLY, b"lab-on-a-forged-one"), "{to}");
+    }
+}
+
+#[test]
+fn nobody_else_sends_a_piece_of_a_guarded_workloads_packet() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let unbound = bridge.add("unbound");
+    let mut elsewhere = lab::Bridge::new(&host, "br9", "10.9.0.0/24", "2001:db8:9::/64");
+    let (x, y) = (elsewhere.add("x"), elsewhere.add("y"));
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)]), (&elsewhere, &[("x", &x), ("y", &y)])]);
+    let mut enforcer = enforcer(&host);
+    apply(&mut enforcer, &Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "udp/53").bind(&inventory));
+    let (wire, far) = (Frames::open(&a.netns, "eth0"), Frames::open(&b.netns, "eth0"));
+    let wires = [&x, &y, &unbound].map(|member| Frames::open(&member.netns, "eth0"));
+    let [near, peer, stranger] = &wires;
+
+    let (mut id, mut marker) = (0, String::new());
+    let mut next = || {
+        id += 1;
+        marker = format!("lab-a-piece-of-{id:02}");
+        (id, marker.clone())
+    };
+    for (from, to) in a.addresses().into_iter().zip(b.addresses()) {
+        for (thief, mac, near_mac) in [(near, x.mac, y.mac), (stranger, unbound.mac, b.mac)] {
+            let (id, marker) = next();
+            // The same sum, or connection tracking would not take it: two words change places.
+            let forged = [&marker[..1], &marker[3..5], &marker[1..3], &marker[5..]].concat();
+            let [first, last] = fragments(from, to, 53, marker.as_bytes(), 8, id);
+            let [_, other] = fragments(from, to, 53, forged.as_bytes(), 8, id);
+            thief.send(&frame::ethernet(near_mac, mac, kind(from), &other));
+            // What it sent is through before the first piece leaves.
+            std::thread::sleep(BRIEFLY);
+            for part in [first, last] {
+                wire.send(&frame::ethernet(b.mac, a.mac, kind(from), &part));
+            }
+            let seen = far.receive(PATIENTLY, |frame| [&marker, &forged].iter().any(|text| frame.ends_with(text.as_bytes())));
+            let seen = seen.map(|frame| String::from_utf8_lossy(&frame[frame.len() - 17..]).into_owned());
+            assert_eq!(seen.as_ref(), Some(&marker), "{from} -> {to}, with a piece from {mac:02x?}");
+        }
+    }
+    // Pieces of one's own go on, link-local ones too.
+    let local = |mac: [u8; 6]| IpAddr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]]);
+    let own = x.addresses().into_iter().zip(y.addresses()).chain([(local(x.mac), local(y.mac))]);
+    for (from, to) in own {
+        let (id, marker) = next();
+        for part in fragments(from, to, 53, marker.as_bytes(), 8, id) {
+            near.send(&frame::ethernet(y.mac, x.mac, kind(from), &part));
+        }
+        assert!(peer.sees(PATIENTLY, marker.as_bytes()), "{from} -> {to}");
     }
 }
 

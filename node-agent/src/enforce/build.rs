@@ -176,6 +176,23 @@ impl Draft {
             .compare(first, &[0; 2])
     }
 
+    /// Only a fragment of a packet. IPv6: whatever has a fragment header, since connection tracking queues one that is whole too.
+    pub(super) fn piece(self, ip: Ip) -> Self {
+        match ip {
+            Ip::V4 => {
+                let base = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
+                // More fragments, and thirteen bits of offset (RFC 791, 3.1).
+                self.push(Expression::Payload { base, offset: 6, length: 2, register: FIRST_REGISTER })
+                    .masked(0x3fff_u16.to_be_bytes().to_vec())
+                    .compare(false, &[0; 2])
+            }
+            Ip::V6 => {
+                let number = libc::IPPROTO_FRAGMENT as u8;
+                self.push(Expression::HasExtensionHeader { number, register: FIRST_REGISTER }).compare(true, &[1])
+            }
+        }
+    }
+
     /// Puts the fields into a set that packets fill.
     pub(super) fn remember(self, fields: &[Field], set: &str) -> Rule {
         self.load(fields).push(Expression::Remember { set: set.to_owned() }).done()

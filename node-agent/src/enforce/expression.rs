@@ -15,6 +15,8 @@ const END_OF_REGISTERS: u32 = libc::NFT_REG32_00 as u32 + 16;
 /// Since Linux 5.1; libc has not heard of them.
 const NFT_META_IIFKIND: i32 = 26;
 const NFT_META_OIFKIND: i32 = 27;
+/// Nor of this flag (since 4.11).
+const NFT_EXTHDR_F_PRESENT: u32 = 1;
 
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_DATA_VERDICT: u16 = 2;
@@ -151,6 +153,11 @@ pub(super) enum Expression {
         length: u32,
         register: u32,
     },
+    /// One where the packet has such an IPv6 extension header, zero where it has none.
+    HasExtensionHeader {
+        number: u8,
+        register: u32,
+    },
     Compare {
         equal: bool,
         register: u32,
@@ -224,7 +231,7 @@ impl Expression {
         match self {
             Self::Meta { .. } | Self::MetaSet { .. } => "meta",
             Self::Payload { .. } => "payload",
-            Self::ExtensionHeader { .. } => "exthdr",
+            Self::ExtensionHeader { .. } | Self::HasExtensionHeader { .. } => "exthdr",
             Self::Compare { .. } => "cmp",
             Self::Bitwise { .. } => "bitwise",
             Self::Lookup { .. } | Self::Dispatch { .. } => "lookup",
@@ -256,6 +263,10 @@ impl Expression {
             // NFTA_EXTHDR_DREG, TYPE, OFFSET, LEN; without OP it is one of IPv6
             Self::ExtensionHeader { number, offset, length, register } => {
                 vec![be32(1, *register), bytes(2, &[*number]), be32(3, *offset), be32(4, *length)]
+            }
+            // Likewise, and NFTA_EXTHDR_FLAGS
+            Self::HasExtensionHeader { number, register } => {
+                vec![be32(1, *register), bytes(2, &[*number]), be32(3, 0), be32(4, 1), be32(5, NFT_EXTHDR_F_PRESENT)]
             }
             // NFTA_CMP_SREG, OP, DATA
             Self::Compare { equal, register, value: data } => vec![be32(1, *register), be32(2, u32::from(!equal)), value(3, data)],

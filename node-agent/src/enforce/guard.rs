@@ -93,8 +93,27 @@ fn prerouting() -> Vec<Rule> {
             .within(&[PORT, Field::EtherSource, Field::Source(Ip::V6)], "own6")
             .then(Verdict::Goto("ipv6")),
         rule("from a port of a guarded bridge").within(&[PORT], "ports").then(Verdict::Goto("port")),
+        piece("a piece of a guarded workload's IPv4 packet, by another port", Ip::V4).then(Verdict::Goto("spoofed")),
+        // Link-local addresses are everybody's, and their queues are a bridge's own (net/ipv6/netfilter/nf_conntrack_reasm.c, fq_find).
+        piece("a piece of a guarded workload's IPv6 packet, by another port", Ip::V6)
+            .network_bytes_not(8, &[0xfe, 0x80])
+            .then(Verdict::Goto("spoofed")),
         rule("what a tunnel or a pair of ports on the node brings back was marked on another road").mark(PINNED | ACCEPTED, 0).done(),
     ]
+}
+
+/// Connection tracking puts fragments together by addresses and id, whatever bridge they came by, and what comes of it has the mark
+/// of the first: so nobody else sends a piece of it. Where another bridge has the same subnet, nobody can tell.
+fn piece(comment: &str, ip: Ip) -> super::build::Draft {
+    // Within a tag too: so br_netfilter may have been told to look (bridge-nf-filter-vlan-tagged).
+    let ethertype = match ip {
+        Ip::V4 => IPV4,
+        Ip::V6 => IPV6,
+    };
+    rule(comment)
+        .equals(Field::Protocol, &ethertype)
+        .piece(ip)
+        .within(&[Field::Protocol, Field::Source(ip)], &super::filter::named("subnets", ip))
 }
 
 fn is_type(comment: &str, ethertype: [u8; 2]) -> super::build::Draft {

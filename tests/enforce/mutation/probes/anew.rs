@@ -7,6 +7,7 @@ use lab::frame;
 use super::super::packet::{Tuple, ethertype, icmp, packet};
 use super::super::scene::marker;
 use super::Script;
+use crate::around::fragments;
 
 /// Two containers of each: netfilter is on for the first's bridge, and off for the second's.
 const NETWORKS: [(&str, &str); 2] = [("n6", "m6"), ("n7", "m7")];
@@ -32,6 +33,11 @@ impl Script<'_, '_> {
             for (from, to) in [("v", "late"), ("late", "w")] {
                 let tuple = whole(self, v);
                 self.plain("the same addresses on a bridge that was there before", from, to, true, |id| packet(id, tuple, 0));
+            }
+            let (from, to) = (self.address("re", v), self.address("le", v));
+            let id = self.next(format!("pieces of another's v{}: v -> w", [4, 6][v]), "w", false);
+            for part in fragments(from, to, 80, &[&[0; 11][..], &marker(id)].concat(), 8, id as u8) {
+                self.put("v", self.macs("v", "w"), ethertype(&part), &part);
             }
         }
     }
