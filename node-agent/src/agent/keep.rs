@@ -139,12 +139,20 @@ impl Keep {
     /// # Errors
     /// `Io`; then at least one older copy is still whole.
     pub fn save<T: Serialize>(&self, name: &str, value: &T) -> Result<(), KeepError> {
-        let json = encoded(&self.dir.join(name), value)?;
-        let sealed = sealed(&json);
+        self.save_first(name, value)?.write()
+    }
+
+    /// Writes the first copy, which is the one that is read while it is whole. What must not wait for the disk twice goes on now, and
+    /// has the second one written afterwards.
+    ///
+    /// # Errors
+    /// `Io`; then at least one older copy is still whole.
+    pub fn save_first<T: Serialize>(&self, name: &str, value: &T) -> Result<Second, KeepError> {
+        let bytes = sealed(&encoded(&self.dir.join(name), value)?);
         let [first, second] = copies(name);
-        write_whole(&self.dir.join(first), &sealed)?;
+        write_whole(&self.dir.join(first), &bytes)?;
         growth::forget(&self.dir, name)?;
-        write_whole(&self.dir.join(second), &sealed)
+        Ok(Second { path: self.dir.join(second), bytes })
     }
 
     /// Adds what has changed of a value since it was saved. False: it has grown enough to be saved whole.
@@ -179,6 +187,24 @@ impl Keep {
     /// `Damaged` if there are copies and none can be believed.
     pub fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, KeepError> {
         load(&self.dir, name)
+    }
+}
+
+/// The second copy of a value, still to be written.
+#[derive(Debug)]
+#[must_use = "one copy alone does not survive its own damage"]
+pub struct Second {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Second {
+    /// Writes it.
+    ///
+    /// # Errors
+    /// `Io`; then the first copy is whole.
+    pub fn write(self) -> Result<(), KeepError> {
+        write_whole(&self.path, &self.bytes)
     }
 }
 
@@ -280,6 +306,19 @@ mod tests {
             fs::write(dir.path().join(lost), b"torn").unwrap();
             assert_eq!(keep.load::<Vec<u8>>("plan").unwrap(), Some(vec![1, 2, 3]), "without {lost}");
         }
+    }
+
+    #[test]
+    fn between_its_two_copies_a_plan_is_the_newer_one_and_survives_the_loss_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep::open(dir.path()).unwrap();
+        keep.save("plan", &1).unwrap();
+        let second = keep.save_first("plan", &2).unwrap();
+        assert_eq!(keep.load("plan").unwrap(), Some(2));
+        fs::write(dir.path().join("plan.1"), b"torn").unwrap();
+        assert_eq!(keep.load("plan").unwrap(), Some(1));
+        second.write().unwrap();
+        assert_eq!(keep.load("plan").unwrap(), Some(2));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use super::account::{self, Alarms};
 use super::alone::alone;
 use super::denied;
 use super::forwarding::Forwarding;
-use super::keep::{self, Keep};
+use super::keep::{self, Keep, KeepError, Second};
 use super::process::EngineFilter;
 use super::start::Begun;
 use super::{AgentError, Before, Options, chain, io_at, living, owner};
@@ -119,11 +119,15 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
             Ok(()) = snapshots.changed() => {
                 let snapshot = snapshots.borrow_and_update().clone();
                 work.moved(snapshot);
+                work.write_what_is_due();
                 work.beat(&observer);
             }
             Some(order) = orders.recv() => work.order(order),
             change = foreign.changed() => work.touched(change),
-            () = wake => drop(work.bind_again()),
+            () = wake => {
+                work.bind_again();
+                work.write_what_is_due();
+            }
             Some(fact) = facts.recv() => work.saw(&fact),
             _ = pulse.tick() => work.beat(&observer),
         }
@@ -168,6 +172,8 @@ struct Work {
     adrift: BTreeSet<String>,
     /// The plan or the ruleset that is in force could not be written to disk: tried again with every pulse.
     unsaved: bool,
+    /// What is in the kernel and not yet on disk: see [`Work::write_what_is_due`].
+    due: Vec<held::Due>,
     /// What was denied, and when it was last looked at.
     denied: denied::Account,
     /// Containers that are routers.
@@ -230,6 +236,7 @@ impl Work {
             failing: None,
             adrift: BTreeSet::new(),
             unsaved: false,
+            due: Vec::new(),
             denied: denied::Account::default(),
             forwarding: Forwarding::default(),
             graph: FlowGraph::new(),
@@ -313,17 +320,21 @@ impl Work {
         if self.plan.as_ref() == Some(&plan) && self.failing.is_none() {
             return Ok(0);
         }
-        // On disk first: an agent that is killed right after the kernel has it must not come back with the older one. A full disk
-        // must not keep a quarantine from acting either.
-        self.save_plan(&plan);
+        // One copy on disk first: an agent that is killed right after the kernel has it must not come back with the older one. All else
+        // that the disk is to have waits until living connections are ended, and the controller's answer waits for it. A full disk must
+        // not keep a quarantine from acting either.
+        let saved = self.keep.save_first(keep::PLAN, &plan);
         info!(store = %plan.store, generation = plan.generation, segments = plan.set.segments.len(), policies = plan.set.policies.len(), "plan taken");
         self.plan = Some(plan);
         let ended = self.bind_again();
-        match &self.failing {
+        let outcome = match &self.failing {
             Some(why) => Err(why.clone()),
             // Else they were judged with the rest, and are not looked for twice.
             None => Ok(ended.unwrap_or_else(|| self.revoke())),
-        }
+        };
+        self.plan_saved(saved.and_then(Second::write));
+        self.write_what_is_due();
+        outcome
     }
 
     fn preview(&self, set: &PolicySet) -> std::io::Result<Preview> {

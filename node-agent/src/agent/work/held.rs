@@ -4,13 +4,18 @@ use std::collections::BTreeSet;
 
 use policy::Ruleset;
 use policy::bind::Binding;
-use policy::plan::NodePlan;
 use policy::ruleset::Change;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::{FULL_COMPARE_EVERY, RETRY_AFTER, TIED_AGAIN_AFTER, Work, chain, keep};
+use super::{FULL_COMPARE_EVERY, KeepError, RETRY_AFTER, TIED_AGAIN_AFTER, Work, chain, keep};
 use crate::enforce::{Applied, Drift, Enforcer};
+
+/// What the kernel has and the disk has not.
+pub(super) enum Due {
+    Change(Box<Change>),
+    Whole,
+}
 
 impl Work {
     /// The last ruleset, as it was bound: its bridges are closed by name before the engine has made them.
@@ -24,6 +29,7 @@ impl Work {
                 self.bound = self.plan.as_ref().map(|plan| plan.generation);
                 self.binding = Binding::of(ruleset);
                 self.enforce(&Change::default());
+                self.write_what_is_due();
             }
             Ok(None) => {}
             Err(error) => self.alarm(error.to_string()),
@@ -50,7 +56,7 @@ impl Work {
             Ok(applied) => {
                 let first = !std::mem::replace(&mut self.written, true);
                 self.enforced(applied);
-                if first { self.save_ruleset() } else { self.note(change) }
+                self.due.push(if first { Due::Whole } else { Due::Change(Box::new(change.clone())) });
             }
             Err(error) => {
                 let text = chain(&error);
@@ -81,15 +87,24 @@ impl Work {
         self.adrift = applied.adrift;
     }
 
-    /// The disk follows, at the cost of the change and not of the whole.
-    fn note(&mut self, change: &Change) {
-        if change.is_empty() || self.unsaved {
-            return;
-        }
-        match self.keep.append(keep::RULESET, change) {
-            Ok(true) => {}
-            Ok(false) => self.save_ruleset(),
-            Err(error) => self.not_saved(&chain(&error)),
+    /// The disk follows, at the cost of the changes and not of the whole; once living connections are ended, which are not to wait
+    /// for it. An agent that is killed before comes back with an older ruleset until it has bound its plan, which is written.
+    pub(super) fn write_what_is_due(&mut self) {
+        for due in std::mem::take(&mut self.due) {
+            if self.unsaved {
+                return;
+            }
+            let added = match &due {
+                Due::Whole => Ok(false),
+                Due::Change(change) if change.is_empty() => continue,
+                Due::Change(change) => self.keep.append(keep::RULESET, &**change),
+            };
+            match added {
+                Ok(true) => {}
+                // With all that is due.
+                Ok(false) => return self.save_ruleset(),
+                Err(error) => return self.not_saved(&chain(&error)),
+            }
         }
     }
 
@@ -104,8 +119,8 @@ impl Work {
         }
     }
 
-    pub(super) fn save_plan(&mut self, plan: &NodePlan) {
-        if let Err(error) = self.keep.save(keep::PLAN, plan) {
+    pub(super) fn plan_saved(&mut self, outcome: Result<(), KeepError>) {
+        if let Err(error) = outcome {
             self.unsaved = true;
             self.alarm(format!(
                 "the plan is in force and not on disk, a killed agent would come back with the one before: {}",
@@ -118,8 +133,9 @@ impl Work {
         if !std::mem::take(&mut self.unsaved) {
             return;
         }
-        if let Some(plan) = self.plan.clone() {
-            self.save_plan(&plan);
+        if let Some(plan) = &self.plan {
+            let saved = self.keep.save(keep::PLAN, plan);
+            self.plan_saved(saved);
         }
         if self.written {
             self.save_ruleset();
