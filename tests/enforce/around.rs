@@ -75,13 +75,15 @@ fn fragments_are_judged_as_the_packet_they_make() {
 }
 
 #[test]
-fn a_container_cannot_answer_dhcp() {
+fn a_container_answers_dhcp_only_to_who_asked_it_and_may() {
     needs_root!();
     node!(host, bridge: a, b);
     let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
     let mut enforcer = enforcer(&host);
-    // Allowed by policy, all the same.
-    let policy = Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "udp/68").allow("a", "b", "udp/546");
+    // What a client hears on is allowed by policy, all the same; and what a server hears on.
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b"]);
+    let policy = ["udp/68", "udp/546"].into_iter().fold(policy, |policy, port| policy.allow("a", "b", port));
+    let policy = ["udp/67", "udp/547"].into_iter().fold(policy, |policy, port| policy.allow("b", "a", port));
     apply(&mut enforcer, &policy.bind(&inventory));
     let (wire, far) = (Frames::open(&a.netns, "eth0"), Frames::open(&b.netns, "eth0"));
     for (n, server, client) in [(0, 67, 68), (1, 547, 546)] {
@@ -92,6 +94,13 @@ fn a_container_cannot_answer_dhcp() {
             wire.send(&frame::ethernet(b.mac, a.mac, [frame::ETH_IPV4, frame::ETH_IPV6][n], &packet));
             assert_eq!(far.sees(if passes { PATIENTLY } else { BRIEFLY }, marker.as_bytes()), passes, "from port {port}");
         }
+        let family = [frame::ETH_IPV4, frame::ETH_IPV6][n];
+        let ask = frame::ip(to, from, frame::PROTO_UDP, &frame::udp((to, client), (from, server), b"lab-renewal"));
+        far.send(&frame::ethernet(a.mac, b.mac, family, &ask));
+        assert!(wire.sees(PATIENTLY, b"lab-renewal"));
+        let answer = frame::ip(from, to, frame::PROTO_UDP, &frame::udp((from, server), (to, client), b"lab-renewed"));
+        wire.send(&frame::ethernet(b.mac, a.mac, family, &answer));
+        assert!(far.sees(PATIENTLY, b"lab-renewed"), "asked: from port {server}");
     }
 }
 

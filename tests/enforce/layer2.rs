@@ -98,6 +98,37 @@ fn a_mac_address_is_tied_to_its_port_while_it_is_bound_and_others_entries_stay()
 }
 
 #[test]
+fn a_port_that_takes_anothers_name_is_not_taken_for_it() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    let bound = Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "tcp/80").bind(&inventory);
+    let _server = Server::tcp_echo(&b.netns, SocketAddr::new(b.v4.into(), 80));
+    let mut enforcer = enforcer(&host);
+    apply(&mut enforcer, &bound);
+    let opens = || a.netns.connect(SocketAddr::new(b.v4.into(), 80), Duration::from_millis(700)).is_ok();
+    let rename = |from: &str, to: &str| {
+        host.ip(&format!("link set {from} down"));
+        host.ip(&format!("link set {from} name {to}"));
+        host.ip(&format!("link set {to} up"));
+    };
+    assert!(opens());
+
+    for (one, two, works) in [(&a.port, &b.port, false), (&b.port, &a.port, true)] {
+        rename(one, "aside");
+        rename(two, one);
+        rename("aside", two);
+        let drift = enforcer.verify().unwrap();
+        for port in [&a.port, &b.port] {
+            assert!(drift.contains(&Drift::Port { port: port.clone() }), "{drift:?}");
+        }
+        enforcer.repair(&bound).unwrap();
+        assert_eq!(enforcer.verify().unwrap(), vec![]);
+        assert_eq!(opens(), works, "bound is who has the name now");
+    }
+}
+
+#[test]
 fn who_has_the_bridges_own_mac_address_does_not_take_it_from_the_node() {
     needs_root!();
     node!(host, bridge: a, b);

@@ -1,6 +1,7 @@
 //! A tightened policy ends exactly the living connections that it no longer allows.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use lab::probe::still_echoes;
 use lab::{Internet, Server, needs_root};
@@ -40,6 +41,34 @@ fn taking_an_allow_back_ends_its_connections_and_no_others() {
         assert!(still_echoes(&mut stays, b"allowed"), "{at}");
         assert!(still_echoes(&mut others, b"allowed"), "{at}");
         assert_eq!(host.run(|| living::revoke(&scene, &bound, &inventory).unwrap()), 0, "and not again: {at}");
+    }
+}
+
+#[test]
+fn a_flow_that_nobody_answers_is_judged_once_and_ended_as_others_are() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    let networks = policy::bind::networks(&inventory);
+    let mut enforcer = enforcer(&host);
+    let without = Policy::default().mode(Mode::Enforce, &["a", "b"]);
+    for at in b.addresses() {
+        apply(&mut enforcer, &without.clone().allow("a", "b", "udp/514").bind(&inventory));
+        let log = b.netns.run(|| std::net::UdpSocket::bind(SocketAddr::new(at, 514)).unwrap());
+        let client = a.netns.udp_socket(SocketAddr::new(at, 514));
+        let arrives = |words: &[u8]| {
+            client.send_to(words, SocketAddr::new(at, 514)).unwrap();
+            log.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            log.recv(&mut [0; 64]).is_ok()
+        };
+        assert!(arrives(b"one") && arrives(b"two"), "{at}");
+
+        let bound = without.bind(&inventory);
+        apply(&mut enforcer, &bound);
+        assert!(arrives(b"three"), "it goes on until the revocation: {at}");
+        let scene = Scene { set: &without.0, networks: &networks, now: now() };
+        assert_eq!(host.run(|| living::revoke(&scene, &bound, &inventory).unwrap()), 1, "{at}");
+        assert!(!arrives(b"four"), "{at}");
     }
 }
 

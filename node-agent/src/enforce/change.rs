@@ -78,8 +78,8 @@ pub(super) fn edits(held: &Tables, change: &Change, after: &Ruleset, links: &Lin
         draft.there(turn.after.map(|standing| entries::inward(door, standing)));
     }
     for (port, turn) in pins {
-        draft.gone(turn.before.iter().flat_map(|pin| entries::pin(port, pin)));
-        draft.there(turn.after.iter().flat_map(|pin| entries::pin(port, pin)));
+        draft.gone(turn.before.iter().flat_map(|pin| entries::pin(port, pin, links)));
+        draft.there(turn.after.iter().flat_map(|pin| entries::pin(port, pin, links)));
     }
     draft.gone(known.gone.iter().map(|name| entries::known(name)));
     draft.there(known.new.iter().map(|name| entries::known(name)));

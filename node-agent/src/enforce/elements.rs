@@ -324,7 +324,7 @@ pub(super) fn others<'a>(ruleset: &'a Ruleset, links: &'a Links) -> impl Iterato
     let inward = ruleset.inward.iter().map(|(door, standing)| entries::inward(door, *standing));
     let ajar = ruleset.ajar.iter().map(entries::ajar);
     let node = ruleset.node.iter().map(|&address| entries::node(address));
-    let pins = ruleset.pins.iter().flat_map(|(port, pin)| entries::pin(port, pin));
+    let pins = ruleset.pins.iter().flat_map(move |(port, pin)| entries::pin(port, pin, links));
     let known = ruleset.known.iter().map(|name| entries::known(name));
     let bystanders = ruleset.bystanders.iter().map(|port| entries::bystander(port));
     let subnets = entries::subnets(&ruleset.subnets);

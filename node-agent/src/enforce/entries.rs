@@ -139,13 +139,13 @@ pub(super) fn subnets(subnets: &BTreeSet<IpNet>) -> Vec<Entry> {
     entries
 }
 
-/// What a port may send from.
-pub(super) fn pin(port: &str, pin: &Pin) -> Vec<Entry> {
-    let name = interface_name(port);
-    let own = |set, address: &[u8]| entry(Family::Bridge, set, key([&name, &pin.mac, address]));
+/// What a port may send from; nothing where it is not there.
+pub(super) fn pin(port: &str, pin: &Pin, links: &Links) -> Vec<Entry> {
+    let Some(index) = links.index(port).map(u32::to_ne_bytes) else { return Vec::new() };
+    let own = |set, address: &[u8]| entry(Family::Bridge, set, key([&index, &pin.mac, address]));
     let mut entries = vec![
-        entry(Family::Bridge, "ports", name.clone()),
-        entry(Family::Bridge, MACS, key([&name, &pin.mac])),
+        entry(Family::Bridge, "ports", key([&index])),
+        entry(Family::Bridge, MACS, key([&interface_name(port), &pin.mac])),
         // The kernel in the container makes this one itself; the filter knows it only if it is bound, so it carries
         // neighbour discovery and no more.
         own("own6", &guard::link_local(pin.mac).octets()),

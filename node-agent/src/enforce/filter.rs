@@ -41,6 +41,9 @@ const PRIORITY: i32 = -10;
 const ESTABLISHED: u32 = 1 << 1;
 const RELATED: u32 = 1 << 2;
 const NEW: u32 = 1 << 3;
+/// With [`Draft::begun`]: what nobody has answered yet is new to connection tracking with each packet, and was judged with the first.
+/// Not what is related: an ICMP error belongs to the connection that it quotes.
+const GOING_ON: u32 = ESTABLISHED | NEW;
 
 /// SYN and RST in the TCP flags.
 const SYN: u8 = 0x02;
@@ -247,7 +250,7 @@ fn forward() -> Vec<Rule> {
     let from_guarded = |comment| rule(comment).mark_has(PINNED);
     vec![
         from_guarded("what follows a connection that was allowed, from who it says: the road of most packets")
-            .state(ESTABLISHED)
+            .state(GOING_ON)
             .begun()
             .mark(0, ACCEPTED)
             .then(Verdict::Accept),
@@ -301,7 +304,7 @@ fn output() -> Vec<Rule> {
 
 fn judge() -> Vec<Rule> {
     vec![
-        rule("answers and what follows a connection that was allowed").state(ESTABLISHED).begun().then(Verdict::Goto("pass")),
+        rule("answers and what follows a connection that was allowed").state(GOING_ON).begun().then(Verdict::Goto("pass")),
         rule("neighbour discovery; the guard has checked who claims what")
             .ip(Ip::V6)
             .l4(libc::IPPROTO_ICMPV6 as u8)
@@ -322,7 +325,7 @@ fn arrival() -> Vec<Rule> {
         rules.push(answer.dispatch(&door_key(ip), &named("doors", ip)));
     }
     rules.extend([
-        rule("answers and what follows a connection that was allowed").state(ESTABLISHED).begun().then(Verdict::Goto("pass")),
+        rule("answers and what follows a connection that was allowed").state(GOING_ON).begun().then(Verdict::Goto("pass")),
         rule("what a host says to its router")
             .ip(Ip::V6)
             .l4(libc::IPPROTO_ICMPV6 as u8)
@@ -371,6 +374,8 @@ fn sides() -> Vec<Rule> {
             .within(&[Field::Iifname], "guarded")
             .drop(),
         rule("nor is multicast membership").l4(libc::IPPROTO_IGMP as u8).within(&[Field::Iifname], "guarded").drop(),
+        unasked("DHCP", 67),
+        unasked("DHCPv6", 547),
     ];
     for ip in IPS {
         rules.push(rule("the sender's side").ip(ip).dispatch(&source(ip), &named("senders", ip)));
@@ -379,6 +384,15 @@ fn sides() -> Vec<Rule> {
         rules.push(rule("the receiver's side").ip(ip).dispatch(&destination(ip), &named("receivers", ip)));
     }
     rules
+}
+
+/// A server that was asked, and may be, answers within the connection that its client began.
+fn unasked(protocol: &str, port: u16) -> Rule {
+    rule(&format!("{protocol} server answers from a container that nobody asked"))
+        .l4(libc::IPPROTO_UDP as u8)
+        .equals(Field::SourcePort, &port.to_be_bytes())
+        .within(&[Field::Iifname], "guarded")
+        .drop()
 }
 
 fn unknown(bridge: Field) -> Vec<Rule> {

@@ -36,10 +36,12 @@ pub(super) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
 pub(super) fn table() -> Table {
     let mut table = Table { family: Family::Bridge, sets: Default::default(), chains: Default::default() };
     let port = KeyType::InterfaceName;
-    let ports = Set::of(&[port], "ports of guarded bridges");
+    let ports = Set::of(&[KeyType::InterfaceIndex], "ports of guarded bridges");
     let macs = Set::of(&[port, KeyType::Mac], "the MAC address of a port");
-    let own4 = Set::of(&[port, KeyType::Mac, KeyType::Ipv4], "the IPv4 addresses of a port, with its MAC address");
-    let own6 = Set::of(&[port, KeyType::Mac, KeyType::Ipv6], "the IPv6 addresses of a port, with its MAC address");
+    // Each packet asks these, and a number is asked in half the time of a name.
+    let index = KeyType::InterfaceIndex;
+    let own4 = Set::of(&[index, KeyType::Mac, KeyType::Ipv4], "the IPv4 addresses of a port, with its MAC address");
+    let own6 = Set::of(&[index, KeyType::Mac, KeyType::Ipv6], "the IPv6 addresses of a port, with its MAC address");
     let mut ethertypes = Set::of(&[KeyType::EtherType], "what may cross: IPv4, IPv6, ARP");
     for ethertype in [ARP, IPV4, IPV6] {
         let mut key = Vec::new();
@@ -61,7 +63,6 @@ pub(super) fn table() -> Table {
     chain("prerouting", Some(Hook { number: libc::NF_BR_PRE_ROUTING as u32, priority: BEFORE_INET }), prerouting());
     chain("port", None, port_rules());
     chain("arp", None, arp());
-    chain("ipv4", None, ipv4());
     chain("ipv6", None, ipv6());
     chain("nameless", None, nameless());
     chain("fragment", None, fragment());
@@ -81,14 +82,15 @@ pub(super) fn table() -> Table {
 /// The set of ports and their MAC addresses.
 pub(super) const MACS: &str = "macs";
 
-const PORT: Field = Field::Iifname;
+const PORT: Field = Field::Iif;
 
 /// Most packets are IP from who they say they are: they meet one look-up and no other rule of the port.
 fn prerouting() -> Vec<Rule> {
     vec![
         is_type("IPv4 from its own port, MAC and IPv4 address", IPV4)
             .within(&[PORT, Field::EtherSource, Field::Source(Ip::V4)], "own4")
-            .then(Verdict::Goto("ipv4")),
+            .mark(ACCEPTED, PINNED)
+            .then(Verdict::Accept),
         is_type("IPv6 from its own port, MAC and IPv6 address", IPV6)
             .within(&[PORT, Field::EtherSource, Field::Source(Ip::V6)], "own6")
             .then(Verdict::Goto("ipv6")),
@@ -123,7 +125,7 @@ fn is_type(comment: &str, ethertype: [u8; 2]) -> super::build::Draft {
 fn port_rules() -> Vec<Rule> {
     vec![
         rule("802.1Q, QinQ, PPPoE, unknown types: nothing filters them further on").not_within(&[Field::EtherType], "ethertypes").drop(),
-        rule("another's MAC address").not_within(&[PORT, Field::EtherSource], MACS).then(Verdict::Goto("spoofed")),
+        rule("another's MAC address").not_within(&[Field::Iifname, Field::EtherSource], MACS).then(Verdict::Goto("spoofed")),
         is_type("", ARP).then(Verdict::Goto("arp")),
         is_type("", IPV6).equals(Field::Source(Ip::V6), &[0; 16]).then(Verdict::Jump("nameless")),
         rule("another's IP address").then(Verdict::Goto("spoofed")),
@@ -137,7 +139,7 @@ fn arp() -> Vec<Rule> {
         rule("ARP for anything but IPv4 over Ethernet").network_bytes_not(0, &ETHERNET_IPV4).drop(),
         rule("a probe claims no address (RFC 5227)")
             .equals(Field::ArpSenderAddress, &[0; 4])
-            .within(&[PORT, Field::ArpSenderMac], MACS)
+            .within(&[Field::Iifname, Field::ArpSenderMac], MACS)
             .mark(ACCEPTED, PINNED)
             .then(Verdict::Accept),
         rule("claims another's MAC or IPv4 address")
@@ -151,16 +153,8 @@ fn pinned() -> Rule {
     rule("what it says of itself is so").mark(ACCEPTED, PINNED).then(Verdict::Accept)
 }
 
-fn from_port(comment: &str, port: u16) -> Rule {
-    rule(comment).l4(libc::IPPROTO_UDP as u8).equals(Field::SourcePort, &port.to_be_bytes()).drop()
-}
-
 fn icmpv6(comment: &str, number: u8) -> super::build::Draft {
     rule(comment).l4(libc::IPPROTO_ICMPV6 as u8).equals(Field::Icmpv6Type, &[number])
-}
-
-fn ipv4() -> Vec<Rule> {
-    vec![from_port("DHCP server answers from a container", 67), pinned()]
 }
 
 fn ipv6() -> Vec<Rule> {
@@ -171,7 +165,6 @@ fn ipv6() -> Vec<Rule> {
         icmpv6("claims another's IPv6 address", 136)
             .not_within(&[PORT, Field::EtherSource, Field::NeighbourTarget], "own6")
             .then(Verdict::Goto("spoofed")),
-        from_port("DHCPv6 server answers from a container", 547),
         rule("a first fragment: its headers are to be seen").fragment(true).then(Verdict::Goto("fragment")),
         pinned(),
     ]
@@ -203,7 +196,7 @@ fn fragment() -> Vec<Rule> {
 
 /// To the port that has the packet's IP address, in a frame to its MAC address.
 fn to_its_own(comment: &str, ethertype: [u8; 2], ip: Ip, own: &str) -> super::build::Draft {
-    is_type(comment, ethertype).within(&[Field::Oifname, Field::EtherDestination, Field::Destination(ip)], own)
+    is_type(comment, ethertype).within(&[Field::Oif, Field::EtherDestination, Field::Destination(ip)], own)
 }
 
 /// A bridge learns from any frame where a MAC address is, also from a port that is not bound yet, and floods what it does not
@@ -211,8 +204,8 @@ fn to_its_own(comment: &str, ethertype: [u8; 2], ip: Ip, own: &str) -> super::bu
 /// who writes a third one's there, or that of all, or says by neighbour discovery that it has it, would send the third one what it
 /// must not get.
 fn elsewhere() -> [Rule; 2] {
-    let to_port = |comment, ethertype| is_type(comment, ethertype).within(&[Field::Oifname], "ports");
-    let (own4, own6) = ([Field::Oifname, Field::EtherDestination, Field::Destination(Ip::V4)], Field::Destination(Ip::V6));
+    let to_port = |comment, ethertype| is_type(comment, ethertype).within(&[Field::Oif], "ports");
+    let (own4, own6) = ([Field::Oif, Field::EtherDestination, Field::Destination(Ip::V4)], Field::Destination(Ip::V6));
     [
         to_port("to another's IPv4 address; multicast is the filter's to decide", IPV4)
             .network_bits_not(16, 0xf0, 0xe0)
@@ -220,7 +213,7 @@ fn elsewhere() -> [Rule; 2] {
             .drop(),
         to_port("to another's IPv6 address; multicast is neighbour discovery", IPV6)
             .network_bytes_not(24, &[0xff])
-            .not_within(&[Field::Oifname, Field::EtherDestination, own6], "own6")
+            .not_within(&[Field::Oif, Field::EtherDestination, own6], "own6")
             .drop(),
     ]
 }
@@ -249,9 +242,9 @@ fn forward() -> Vec<Rule> {
         ipv4,
         ipv6,
         // Who took a neighbour's MAC address before being bound would get its packets.
-        rule("to a port that nobody bound yet").within(&[PORT], "ports").not_within(&[Field::Oifname], "ports").drop(),
+        rule("to a port that nobody bound yet").within(&[PORT], "ports").not_within(&[Field::Oif], "ports").drop(),
         rule("between ports of guarded bridges").within(&[PORT], "ports").then(Verdict::Goto("seen")),
-        rule("between ports that nobody bound").not_within(&[Field::Oifname], "ports").then(Verdict::Goto("anew")),
+        rule("between ports that nobody bound").not_within(&[Field::Oif], "ports").then(Verdict::Goto("anew")),
         // Whatever its mark says: others restore marks with connections.
         rule("from a port that nobody bound yet").drop(),
     ]

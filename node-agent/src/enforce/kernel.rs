@@ -61,6 +61,11 @@ pub enum Drift {
         /// How it differs.
         what: &'static str,
     },
+    /// A bound port is another interface than it was.
+    Port {
+        /// Its name.
+        port: String,
+    },
     /// A MAC address is no longer tied to its port in the bridge.
     Station {
         /// The port's name.
@@ -77,6 +82,7 @@ impl fmt::Display for Drift {
             Self::Chain { table, chain, what } => write!(f, "table {table}: chain {chain} {what}"),
             Self::Rules { table, chain } => write!(f, "table {table}: the rules of chain {chain} were changed"),
             Self::Set { table, set, what } => write!(f, "table {table}: set {set} {what}"),
+            Self::Port { port } => write!(f, "port {port} is another interface than the one that was bound"),
             Self::Station { port, mac } => write!(f, "the bridge no longer keeps {} at port {port}", show_mac(mac)),
             Self::Element { table, set, element, what } => write!(f, "table {table}: set {set}: element {element} {what}"),
         }

@@ -29,11 +29,20 @@ struct Held {
     forms: [Forms; 3],
     /// Bridges that the elements name, with the indices that they are named by; `None`: not there.
     bridges: BTreeMap<String, Option<u32>>,
+    /// Bound ports, likewise.
+    ports: BTreeMap<String, Option<u32>>,
+}
+
+/// Which interface a name is now.
+fn indexed<'a>(names: impl IntoIterator<Item = &'a String>, links: &Links) -> BTreeMap<String, Option<u32>> {
+    names.into_iter().map(|name| (name.clone(), links.index(name))).collect()
 }
 
 impl Held {
-    fn links(&self) -> Links {
-        Links::of(self.bridges.iter().filter_map(|(name, index)| Some((name.as_str(), (*index)?))))
+    /// Of the bridges, and of the ports of a change.
+    fn links(&self, change: &Change) -> Links {
+        let ports = change.pins.keys().filter_map(|port| self.ports.get_key_value(port));
+        Links::of(self.bridges.iter().chain(ports).filter_map(|(name, index)| Some((name.as_str(), (*index)?))))
     }
 
     fn absent(&self) -> BTreeSet<String> {
@@ -194,7 +203,7 @@ impl Nftables {
         Ok(())
     }
 
-    fn read_all(&mut self, wanted: Tables, bridges: BTreeMap<String, Option<u32>>) -> Result<(), EnforceError> {
+    fn read_all(&mut self, wanted: Tables, [bridges, ports]: [BTreeMap<String, Option<u32>>; 2]) -> Result<(), EnforceError> {
         let mut forms = [Forms::new(), Forms::new(), Forms::new()];
         let mut all = Vec::new();
         for (table, form) in wanted.all().into_iter().zip(&mut forms) {
@@ -205,7 +214,7 @@ impl Nftables {
         if !all.is_empty() {
             return Err(EnforceError::NotAsWritten { drift: all });
         }
-        self.held = Some(Held { tables: wanted, forms, bridges });
+        self.held = Some(Held { tables: wanted, forms, bridges, ports });
         Ok(())
     }
 
@@ -234,18 +243,19 @@ impl Nftables {
 
     /// The tables of a ruleset, in one transaction, read back.
     fn write(&mut self, ruleset: &Ruleset, links: &Links) -> Result<Applied, EnforceError> {
-        let bridges: BTreeMap<_, _> = elements::named_bridges(ruleset).into_iter().map(|name| (name.clone(), links.index(name))).collect();
+        let bridges = indexed(elements::named_bridges(ruleset), links);
+        let ports = indexed(ruleset.pins.keys(), links);
         let absent = bridges.iter().filter(|(_, index)| index.is_none()).map(|(name, _)| name.clone()).collect();
         let wanted = compile(ruleset, links, &mut self.shape);
         let Some(messages) = self.difference(&wanted) else {
             let changed = changed(None, &wanted);
             self.write_all(&wanted)?;
-            self.read_all(wanted, bridges)?;
+            self.read_all(wanted, [bridges, ports])?;
             return self.result(changed, true, absent);
         };
         if messages.is_empty() {
             if let Some(held) = &mut self.held {
-                held.bridges = bridges;
+                (held.bridges, held.ports) = (bridges, ports);
             }
             return self.result(0, false, absent);
         }
@@ -263,9 +273,9 @@ impl Nftables {
                 if !drift.is_empty() {
                     return Err(EnforceError::NotAsWritten { drift });
                 }
-                self.held = Some(Held { tables: wanted, forms: held.forms, bridges });
+                self.held = Some(Held { tables: wanted, forms: held.forms, bridges, ports });
             }
-            Some(_) | None => self.read_all(wanted, bridges)?,
+            Some(_) | None => self.read_all(wanted, [bridges, ports])?,
         }
         self.result(count, rules_written, absent)
     }
@@ -287,13 +297,19 @@ impl Nftables {
         for name in change::named_bridges(change) {
             held.bridges.entry(name.clone()).or_insert(self.links.index(name).map_err(EnforceError::Links)?);
         }
-        for (name, index) in &held.bridges {
+        for port in change.pins.keys() {
+            held.ports.entry(port.clone()).or_insert(self.links.index(port).map_err(EnforceError::Links)?);
+        }
+        // Those that go are known by what they were.
+        let staying = change.pins.iter().filter(|(_, turn)| turn.after.is_some());
+        let ports = staying.filter_map(|(port, _)| held.ports.get_key_value(port));
+        for (name, index) in held.bridges.iter().chain(ports) {
             // Made anew under its name: every element that names it is another one.
             if self.links.index(name).map_err(EnforceError::Links)? != *index {
                 return Ok(None);
             }
         }
-        let Some(edits) = change::edits(&held.tables, change, ruleset, &held.links()) else { return Ok(None) };
+        let Some(edits) = change::edits(&held.tables, change, ruleset, &held.links(change)) else { return Ok(None) };
         let changed = edits.len();
         if changed == 0 {
             let absent = held.absent();
@@ -316,6 +332,9 @@ impl Nftables {
         match outcome {
             Ok(generation_id) => {
                 edits.carry_out(&mut held.tables);
+                for port in change.pins.iter().filter(|(_, turn)| turn.after.is_none()).map(|(port, _)| port) {
+                    held.ports.remove(port);
+                }
                 let ownership = self.ownership;
                 Ok(Some(Applied { changed, rules_written: false, generation_id, ownership, absent, adrift: BTreeSet::new() }))
             }
@@ -386,7 +405,10 @@ impl Enforcer for Nftables {
             all.extend(drift);
         }
         let sticky = stations::read(&self.links).map_err(EnforceError::Links)?.sticky;
-        let names = self.links.read().map_err(EnforceError::Links)?.names();
+        let links = self.links.read().map_err(EnforceError::Links)?;
+        let moved = held.ports.iter().filter(|(port, index)| links.index(port).is_some_and(|now| Some(now) != **index));
+        all.extend(moved.map(|(port, _)| Drift::Port { port: port.clone() }));
+        let names = links.names();
         // A port that is gone took its entry along, and a bound one that is gone is unbound in a moment.
         let loose = self.stations.difference(&sticky).filter_map(|station| Some((names.get(&station.port)?, station.mac)));
         all.extend(loose.map(|(port, mac)| Drift::Station { port: port.clone(), mac }));
