@@ -14,6 +14,9 @@ mod edges;
 mod health;
 mod objects;
 mod open;
+mod run;
+mod schema1;
+mod tidy;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -151,6 +154,7 @@ struct Inner {
     path: PathBuf,
     pool: SqlitePool,
     names: Mutex<edges::Names>,
+    tidy: tidy::Tidy,
     _lock: Flock<std::fs::File>,
 }
 
@@ -183,6 +187,7 @@ impl Store {
 
     /// Writes what is left in the write-ahead log into the file and closes it. Without this nothing is lost; the next open reads the log.
     pub async fn close(&self) {
+        self.tidied().await;
         self.inner.pool.close().await;
     }
 }

@@ -4,12 +4,15 @@
 //! As in NetworkPolicy (networking.k8s.io/v1): a connection passes if every end in Enforce allows it, the sender by its
 //! egress and the receiver by its ingress. The outside and the host have no side of their own.
 
+mod index;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::index::Index;
 use crate::policy_set::{Direction, PolicySet, Rule};
 use crate::segment::{Mode, Refusal, Segment, segment_of};
 use crate::service::Service;
@@ -52,14 +55,7 @@ impl<'a> Scene<'a> {
         if self.set.quarantines.contains_key(workload) {
             return Standing::Quarantined;
         }
-        match self.segment(workload) {
-            None => Standing::Open,
-            Some(segment) => match segment.mode {
-                Mode::Learn => Standing::Open,
-                Mode::Audit => Standing::Audit,
-                Mode::Enforce => Standing::Enforce(segment.refusal),
-            },
-        }
+        self.segment(workload).map_or(Standing::Open, Standing::of)
     }
 }
 
@@ -75,6 +71,17 @@ pub enum Standing {
     Enforce(Refusal),
     /// Everything is denied.
     Quarantined,
+}
+
+impl Standing {
+    /// Of those in this segment, unless they are in quarantine.
+    fn of(segment: &Segment) -> Self {
+        match segment.mode {
+            Mode::Learn => Self::Open,
+            Mode::Audit => Self::Audit,
+            Mode::Enforce => Self::Enforce(segment.refusal),
+        }
+    }
 }
 
 /// What one side says, and why.
@@ -191,27 +198,38 @@ impl Decision {
     }
 }
 
-fn side(scene: &Scene<'_>, own: &Endpoint, peer: &Endpoint, direction: Direction, service: Service) -> Side {
-    let Some(workload) = own.workload() else { return Side::None };
+/// What a workload's side says, by its standing; which rule of its policy allows the connection is asked only where that matters. No
+/// policy: `None`.
+fn side<'r>(workload: &Workload, standing: Standing, direction: Direction, allowing: impl FnOnce() -> Option<Option<&'r Rule>>) -> Side {
     let workload = workload.clone();
-    let audit = match scene.standing(&workload) {
+    let audit = match standing {
         Standing::Quarantined => return Side::Quarantined { workload },
         Standing::Open => return Side::Open { workload },
         Standing::Audit => true,
         Standing::Enforce(_) => false,
     };
-    let policy = scene.set.policies.get(&workload);
-    match policy.and_then(|policy| policy.allowing(direction, peer, service, scene.now)) {
-        Some(rule) => Side::Allowed { workload, direction, rule: rule.clone() },
-        None => Side::NoRuleAllows { workload, direction, approved: policy.is_some(), audit },
+    match allowing() {
+        Some(Some(rule)) => Side::Allowed { workload, direction, rule: rule.clone() },
+        none => Side::NoRuleAllows { workload, direction, approved: none.is_some(), audit },
     }
 }
 
 /// The verdict on a connection, with its reason.
 pub fn evaluate(scene: &Scene<'_>, connection: &Connection) -> Decision {
-    let Connection { from, to, service, guarded } = connection;
-    let egress = side(scene, from, to, Direction::Egress, *service);
-    let ingress = side(scene, to, from, Direction::Ingress, *service);
+    let of = |own: &Endpoint, peer: &Endpoint, direction| {
+        let Some(workload) = own.workload() else { return Side::None };
+        side(workload, scene.standing(workload), direction, || {
+            let policy = scene.set.policies.get(workload)?;
+            Some(policy.allowing(direction, peer, connection.service, scene.now))
+        })
+    };
+    let (from, to) = (&connection.from, &connection.to);
+    judged(connection, of(from, to, Direction::Egress), of(to, from, Direction::Ingress))
+}
+
+/// What follows from what both sides say.
+fn judged(connection: &Connection, egress: Side, ingress: Side) -> Decision {
+    let Connection { from, to, guarded, .. } = connection;
     let unknown_address = *guarded && [from, to].into_iter().any(|end| matches!(end, Endpoint::Unknown(_)));
     let denies = |side: &Side| matches!(side, Side::Quarantined { .. } | Side::NoRuleAllows { audit: false, .. });
     let would = |side: &Side| matches!(side, Side::NoRuleAllows { audit: true, .. });

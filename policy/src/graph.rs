@@ -1,6 +1,7 @@
 //! The workload communication graph: endpoints, and edges with their evidence. Agents keep their node's, the controller
 //! merges them. Only reports change it; what it means is learned elsewhere.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::OnceLock;
@@ -120,6 +121,10 @@ pub struct FlowGraph {
     places: OnceLock<Vec<u32>>,
 }
 
+/// Where an endpoint is in one graph. In another graph it means another endpoint, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place(NodeIndex);
+
 /// One edge as it lies in the graph, without a copy of its names.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'g> {
@@ -144,41 +149,58 @@ impl FlowGraph {
         Self::default()
     }
 
-    fn node(&mut self, endpoint: &Endpoint) -> NodeIndex {
-        match self.nodes.get(endpoint) {
-            Some(&index) => index,
-            None => {
-                let index = self.graph.add_node(Node { endpoint: endpoint.clone(), first: None, touch: Touch::default() });
-                self.nodes.insert(endpoint.clone(), index);
-                self.places = OnceLock::new();
-                index
-            }
+    /// Where an endpoint is in this graph; it is in it from now on.
+    pub fn place(&mut self, endpoint: &Endpoint) -> Place {
+        if let Some(&index) = self.nodes.get(endpoint) {
+            return Place(index);
         }
+        let index = self.graph.add_node(Node { endpoint: endpoint.clone(), first: None, touch: Touch::default() });
+        self.nodes.insert(endpoint.clone(), index);
+        self.places = OnceLock::new();
+        Place(index)
+    }
+
+    /// Makes room for so many edges more.
+    pub fn reserve(&mut self, edges: usize) {
+        self.graph.reserve_edges(edges);
+        self.edges.reserve(edges);
     }
 
     /// Adds one report to its edge; true if the edge is new.
     pub fn add(&mut self, delta: &EdgeDelta) -> bool {
         let EdgeDelta { key: EdgeKey { from, to, service, direction_known }, seen } = delta;
-        let ends = [self.node(from), self.node(to)];
-        for end in ends {
+        let ends = (self.place(from), self.place(to));
+        self.add_between(ends, *service, *direction_known, seen.clone())
+    }
+
+    /// As [`FlowGraph::add`], where the places of both ends (client, server) in this graph are known: for many edges of few ends.
+    pub fn add_between(
+        &mut self,
+        (Place(from), Place(to)): (Place, Place),
+        service: Service,
+        direction_known: bool,
+        seen: Evidence,
+    ) -> bool {
+        for end in [from, to] {
             let node = &mut self.graph[end];
             node.first = node.first.into_iter().chain(seen.first).min();
         }
-        let key = (ends[0], ends[1], *service, *direction_known);
-        let (before, after, new) = match self.edges.get(&key) {
-            Some(&index) => {
-                let evidence = &mut self.graph[index].evidence;
-                let before = Touch::of(from, to, *direction_known, evidence);
-                evidence.merge(seen);
-                (before, Touch::of(from, to, *direction_known, evidence), false)
+        let counts = |graph: &DiGraph<Node, Edge>, evidence: &Evidence| {
+            Touch::of(&graph[from].endpoint, &graph[to].endpoint, direction_known, evidence)
+        };
+        let (before, after, new) = match self.edges.entry((from, to, service, direction_known)) {
+            Entry::Occupied(known) => {
+                let before = counts(&self.graph, &self.graph[*known.get()].evidence);
+                self.graph[*known.get()].evidence.merge(&seen);
+                (before, counts(&self.graph, &self.graph[*known.get()].evidence), false)
             }
-            None => {
-                let edge = Edge { service: *service, direction_known: *direction_known, evidence: seen.clone() };
-                self.edges.insert(key, self.graph.add_edge(ends[0], ends[1], edge));
-                (Touch::default(), Touch::of(from, to, *direction_known, seen), true)
+            Entry::Vacant(room) => {
+                let after = counts(&self.graph, &seen);
+                room.insert(self.graph.add_edge(from, to, Edge { service, direction_known, evidence: seen }));
+                (Touch::default(), after, true)
             }
         };
-        let touch = &mut self.graph[ends[0]].touch;
+        let touch = &mut self.graph[from].touch;
         touch.tried = touch.tried + after.tried - before.tried;
         touch.denied = touch.denied + after.denied - before.denied;
         new

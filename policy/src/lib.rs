@@ -35,7 +35,7 @@ pub mod wire;
 pub mod workload;
 
 pub use bind::bind;
-pub use evaluate::{Connection, Decision, Scene, Standing, Verdict, evaluate};
+pub use evaluate::{Connection, Decision, Index, Scene, Standing, Verdict, evaluate};
 pub use evidence::{Evidence, HourSet};
 pub use flow::{Flow, FlowOutcome, Tuple};
 pub use graph::{EdgeDelta, EdgeKey, FlowGraph};

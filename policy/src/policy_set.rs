@@ -122,6 +122,11 @@ impl Rule {
     pub fn in_force(&self, now: Timestamp) -> bool {
         self.until.is_none_or(|until| now < until)
     }
+
+    /// Whether it allows this service of its peer now.
+    pub(crate) fn allows(&self, service: Service, now: Timestamp) -> bool {
+        self.in_force(now) && self.ports.holds(service)
+    }
 }
 
 impl fmt::Display for Rule {
@@ -177,7 +182,7 @@ impl WorkloadPolicy {
 
     /// The first rule of one side, in their order, that allows a connection with this other end.
     pub fn allowing(&self, direction: Direction, end: &Endpoint, service: Service, now: Timestamp) -> Option<&Rule> {
-        let allows = |rule: &&Rule| rule.in_force(now) && rule.ports.holds(service);
+        let allows = |rule: &&Rule| rule.allows(service, now);
         match end {
             Endpoint::Workload(peer) | Endpoint::Run(peer) => self.naming(direction, Peer::Workload(peer.clone())).find(allows),
             Endpoint::Host => self.naming(direction, Peer::Host).find(allows),

@@ -13,8 +13,8 @@ use policy::inventory::{Container, Leg, Network, Published};
 use policy::policy_set::{Direction, Quarantine};
 use policy::segment::Refusal;
 use policy::{
-    Connection, Endpoint, Inventory, Mode, Peer, PolicySet, Ports, Protocol, Rule, Ruleset, Scene, Segment, Selector, Service, Verdict,
-    Workload, WorkloadPolicy, bind, evaluate,
+    Connection, Endpoint, Index, Inventory, Mode, Peer, PolicySet, Ports, Protocol, Rule, Ruleset, Scene, Segment, Selector, Service,
+    Verdict, Workload, WorkloadPolicy, bind, evaluate,
 };
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -271,6 +271,27 @@ proptest! {
                     let reference = evaluate(&scene, &connection);
                     let kernel = judge(&ruleset, &client.1, &server.1, service);
                     prop_assert_eq!(kernel, reference.verdict, "{} -> {} {}: {}", client.1, server.1, service, reference.reason());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_index_says_what_evaluate_says(inventory in inventories(), set in sets()) {
+        let networks = policy::bind::networks(&inventory);
+        let index = Index::of(&set, &networks);
+        let scene = Scene { set: &set, networks: &networks, now: now() };
+        let mut ends: BTreeSet<Endpoint> = ends(&inventory).into_iter().map(|(end, _)| end).collect();
+        ends.extend(workloads().into_iter().flat_map(|workload| [Endpoint::Workload(workload.clone()), Endpoint::Run(workload)]));
+        // Known by its project alone, and by nothing.
+        ends.extend(["p/stranger", "q/stranger", "stranger"].map(|name| name.parse::<Endpoint>().unwrap()));
+        for from in &ends {
+            for to in &ends {
+                for service in services() {
+                    for guarded in [true, false] {
+                        let connection = Connection { from: from.clone(), to: to.clone(), service, guarded };
+                        prop_assert_eq!(index.evaluate(&connection, now()), evaluate(&scene, &connection), "{} -> {} {}", from, to, service);
+                    }
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
-use policy::evaluate::{Connection, Scene, evaluate};
+use policy::evaluate::{Connection, Index, Scene, evaluate};
 use policy::policy_set::{Peer, Rule};
 use policy::segment::Refusal;
 use policy::{Endpoint, Mode, PolicySet, Segment, Selector, Service, WorkloadPolicy};
@@ -42,13 +42,16 @@ fn policies(rules: usize) -> PolicySet {
 }
 
 fn evaluations(short: bool) {
-    let mut table = Table::new(&["rules", "whose", "one evaluate (median)"]);
+    let mut table = Table::new(&["rules", "whose", "one evaluate (median)", "looked up (median)", "index made in"]);
     for rules in [100, 10_000] {
         let set = policies(rules);
         let networks = BTreeMap::new();
         let scene = Scene { set: &set, networks: &networks, now: crate::stage::now() };
         for (whose, owner) in [("a hundred a workload", 0), ("all of one workload", 1_000_000)] {
-            let mut took = Samples::default();
+            let (mut took, mut looked_up) = (Samples::default(), Samples::default());
+            let begun = on_cpu();
+            let index = Index::of(&set, &networks);
+            let made = on_cpu() - begun;
             for round in 0..if short { 5 } else { 50 } {
                 let connections: Vec<Connection> = (0..2_000)
                     .map(|n| Connection {
@@ -63,8 +66,13 @@ fn evaluations(short: bool) {
                     black_box(evaluate(&scene, connection));
                 }
                 took.push((on_cpu() - begun) / connections.len() as f64);
+                let begun = on_cpu();
+                for connection in &connections {
+                    black_box(index.evaluate(connection, scene.now));
+                }
+                looked_up.push((on_cpu() - begun) / connections.len() as f64);
             }
-            table.row([grouped(rules as f64), whose.to_owned(), time(took.median().value)]);
+            table.row([grouped(rules as f64), whose.to_owned(), time(took.median().value), time(looked_up.median().value), time(made)]);
         }
     }
     table.print();

@@ -1,5 +1,7 @@
 //! A controller's process with a store of our making, and a person's commands.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -60,18 +62,28 @@ impl Desk {
         command
     }
 
-    /// Starts a controller; how long until it answered.
+    /// Starts a controller; how long until it answered what its status is.
     pub(crate) fn start(&self) -> (Controller, Duration) {
         let mut command = self.command();
         command.args(["controller", "--agent-uid", &Uid::effective().to_string()]).stderr(Stdio::null()).stdout(Stdio::null());
         let begun = Instant::now();
         let mut child = command.spawn().expect("a program");
-        let socket = self.dir.path().join("run/api.sock");
-        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        while !self.answers("status") {
             assert!(child.try_wait().expect("a child").is_none(), "the controller ended");
             std::thread::sleep(Duration::from_millis(1));
         }
         (Controller { child }, begun.elapsed())
+    }
+
+    /// Whether the API answers a question; false: nobody listens.
+    pub(crate) fn answers(&self, question: &str) -> bool {
+        let Ok(mut socket) = UnixStream::connect(self.dir.path().join("run/api.sock")) else { return false };
+        let asked = write!(socket, "GET /api/v1/{question} HTTP/1.1\r\nHost: bulkhead\r\nConnection: close\r\n\r\n");
+        asked.expect("a controller that hears");
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).expect("an answer");
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{question}: {}", String::from_utf8_lossy(&answer[..answer.len().min(200)]));
+        true
     }
 
     /// How long a command takes, and what it printed.

@@ -25,6 +25,7 @@ pub(crate) fn run(short: bool) {
         "opened and read",
         "controller answers",
         "its CPU until then",
+        "lists all suggestions",
         "its memory then",
         "its peak",
     ]);
@@ -75,6 +76,9 @@ pub(crate) fn run(short: bool) {
         });
         let (controller, answered) = desk.start();
         let now = used(controller.pid());
+        let begun = Instant::now();
+        assert!(desk.answers("suggestions"), "the controller ended");
+        let listed = answered + begun.elapsed();
         table.row([
             grouped(size as f64),
             format!("{} edges/s", grouped(written)),
@@ -84,8 +88,9 @@ pub(crate) fn run(short: bool) {
             time(read),
             time(answered.as_secs_f64()),
             time(now.cpu.as_secs_f64()),
+            time(listed.as_secs_f64()),
             megabytes(now.resident),
-            megabytes(now.peak),
+            megabytes(used(controller.pid()).peak),
         ]);
     }
     table.print();

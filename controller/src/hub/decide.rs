@@ -1,18 +1,21 @@
 //! From a person's request to what is recorded and in force. Pure: the task writes it into the store.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod segment;
+
+use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
-use policy::evaluate::{Scene, Standing};
+use policy::evaluate::Scene;
 use policy::guardrail;
 use policy::learn::Rejected;
 use policy::policy_set::{Direction, Quarantine};
 use policy::review::{self, Action, Choice, Edge, Reading, Refused, Reviewed};
-use policy::segment::{Selector, segment_of};
-use policy::{Mode, Peer, PolicySet, Segment, Workload, WorkloadPolicy, check};
+use policy::{Mode, Peer, PolicySet, Workload, WorkloadPolicy, check};
 
+pub(crate) use self::segment::{implicit, to_be_enforced, to_enforce};
+use self::segment::{loosened, must_be_foreseen, promoted, refuse_unlearned, switched, with_members, without_members};
 use super::state::State;
-use super::{HubError, documents, name};
+use super::{HubError, documents};
 use crate::api::ask::{Allow, Apply, Comment, Delete, Edit, Members, OfWorkload, Revert, Review, Switch};
 use crate::store::Revision;
 
@@ -291,191 +294,6 @@ fn reverted(state: &State, request: &Revert, history: &History) -> Result<Decide
     Ok(Decided::reviewed(reviewed, Action::Revert, format_args!("{workload} to revision {wanted}"), comment).note(note))
 }
 
-/// Running workloads that would be denied everything by this set and were not so far: in Enforce without an approved policy.
-fn newly_unlearned(state: &State, set: &PolicySet) -> BTreeSet<Workload> {
-    let denied = |set: &PolicySet, workload: &Workload| {
-        let scene = Scene { set, ..state.scene() };
-        matches!(scene.standing(workload), Standing::Enforce(_)) && !set.policies.contains_key(workload)
-    };
-    state.networks.keys().filter(|workload| denied(set, workload) && !denied(&state.set, workload)).cloned().collect()
-}
-
-/// Said when a change of members takes workloads out of Enforce: it is allowed, and must not happen unseen.
-fn loosened(state: &State, set: &PolicySet) -> Vec<String> {
-    let enforced = |set: &PolicySet, workload: &Workload| matches!(Scene { set, ..state.scene() }.standing(workload), Standing::Enforce(_));
-    let workloads = state.networks.keys().filter(|workload| enforced(&state.set, workload) && !enforced(set, workload));
-    workloads.map(|workload| format!("{workload} is not enforced any more.")).collect()
-}
-
-fn refuse_unlearned(state: &State, set: &PolicySet, named: &[Workload]) -> Result<Vec<String>, HubError> {
-    let unlearned = newly_unlearned(state, set);
-    let left: Vec<String> = unlearned.iter().filter(|workload| !named.contains(workload)).map(ToString::to_string).collect();
-    if left.is_empty() {
-        return Ok(unlearned.iter().map(|w| format!("{w} has no approved policy: all of its traffic is denied now.")).collect());
-    }
-    let what = format!("this puts workloads without an approved policy under Enforce: {}", left.join(", "));
-    let next = format!("Approve their suggestions, or accept that all their traffic is denied: --deny-unlearned {}", left.join(","));
-    Err(HubError::refused(what, next))
-}
-
-fn with_members(state: &State, request: &Members) -> Result<Decided, HubError> {
-    let Members { segment, members, deny_unlearned, remove: _, comment } = request;
-    let selectors: Vec<Selector> = members.iter().map(|text| name::selector(state, text)).collect::<Result<_, _>>()?;
-    let segment = match (segment, selectors.first()) {
-        (Some(name), _) => name.clone(),
-        (None, Some(first)) => name::of_segment(first),
-        (None, None) => return Err(HubError::invalid("no member is named", "")),
-    };
-    name::check_segment(&segment)?;
-    let mut set = state.set.clone();
-    let mut notes = Vec::new();
-    for selector in &selectors {
-        // A selector is in one segment: put here means taken from there.
-        for other in set.segments.values_mut().filter(|other| other.name != segment) {
-            if other.members.remove(selector) {
-                notes.push(format!("{selector} was taken from segment {}.", other.name));
-            }
-        }
-    }
-    let entry = set.segments.entry(segment.clone()).or_insert_with(|| name::new_segment(&segment));
-    entry.members.extend(selectors.iter().cloned());
-    let mode = entry.mode;
-    set.segments.retain(|name, segment_of_name| *name == segment || !segment_of_name.members.is_empty());
-    notes.extend(refuse_unlearned(state, &set, deny_unlearned)?);
-    notes.extend(loosened(state, &set));
-    let mut decided = Decided::new(set, Action::Segment, &segment, comment);
-    decided.rules = selectors.iter().map(|selector| format!("+ {selector}")).collect();
-    decided.notes = notes;
-    Ok(decided.note(format!("Segment {segment} is in {mode}.")))
-}
-
-fn without_members(state: &State, request: &Members) -> Result<Decided, HubError> {
-    let Members { segment, members, deny_unlearned, remove: _, comment } = request;
-    let mut set = state.set.clone();
-    let mut touched: BTreeMap<String, Vec<Selector>> = BTreeMap::new();
-    for text in members {
-        let mut found = false;
-        for candidate in set.segments.values_mut().filter(|s| segment.as_ref().is_none_or(|name| *name == s.name)) {
-            let gone: Vec<Selector> = candidate.members.iter().filter(|member| name::means(text, member)).cloned().collect();
-            found |= !gone.is_empty();
-            for member in gone {
-                candidate.members.remove(&member);
-                touched.entry(candidate.name.clone()).or_default().push(member);
-            }
-        }
-        if !found {
-            let of = segment.as_ref().map_or("any segment".to_owned(), |name| format!("segment {name}"));
-            return Err(HubError::not_found(
-                format_args!("\"{text}\" is not a member of {of}"),
-                "`bulkhead get segments` lists the members.",
-            ));
-        }
-    }
-    set.segments.retain(|_, segment| !segment.members.is_empty());
-    let mut notes = refuse_unlearned(state, &set, deny_unlearned)?;
-    notes.extend(loosened(state, &set));
-    for name in touched.keys().filter(|name| !set.segments.contains_key(*name)) {
-        notes.push(format!("Segment {name} has no member left and is gone."));
-    }
-    let subject = touched.keys().cloned().collect::<Vec<_>>().join(", ");
-    let mut decided = Decided::new(set, Action::Segment, subject, comment);
-    decided.rules = touched.values().flatten().map(|selector| format!("- {selector}")).collect();
-    decided.notes = notes;
-    Ok(decided)
-}
-
-/// The set with the segment there: a Compose project that nobody put under a segment is one by itself.
-pub(crate) fn with_segment(state: &State, segment: &str) -> Result<PolicySet, HubError> {
-    let mut set = state.set.clone();
-    if set.segments.contains_key(segment) {
-        return Ok(set);
-    }
-    let of_project: Vec<&Workload> = state.networks.keys().filter(|w| !w.namespace().is_empty() && w.namespace() == segment).collect();
-    let taken = |workload: &Workload| {
-        let networks = state.networks.get(workload).into_iter().flatten().map(String::as_str);
-        segment_of(set.segments.values(), workload, networks).is_some()
-    };
-    if of_project.is_empty() || of_project.iter().all(|workload| taken(workload)) {
-        let known: BTreeSet<&str> =
-            set.segments.keys().map(String::as_str).chain(state.networks.keys().map(|w| w.namespace())).filter(|n| !n.is_empty()).collect();
-        let next = if known.is_empty() {
-            "`bulkhead segment add` makes one.".to_owned()
-        } else {
-            format!("There are: {}.", known.into_iter().collect::<Vec<_>>().join(", "))
-        };
-        return Err(HubError::not_found(format_args!("there is no segment and no running Compose project \"{segment}\""), next));
-    }
-    let mut new = name::new_segment(segment);
-    new.members.insert(Selector::Project(segment.to_owned()));
-    set.segments.insert(segment.to_owned(), new);
-    Ok(set)
-}
-
-fn set_mode(set: &mut PolicySet, segment: &str, mode: Mode) -> Option<Mode> {
-    set.segments.get_mut(segment).map(|segment| std::mem::replace(&mut segment.mode, mode))
-}
-
-/// A switch to Enforce, before it is done: the set it would make, and what of it must be said.
-pub(crate) fn to_enforce(state: &State, request: &Switch) -> Result<PolicySet, HubError> {
-    state.must_see_nodes()?;
-    let mut set = with_segment(state, &request.segment)?;
-    for workload in &request.deny_unlearned {
-        state.must_know(workload)?;
-    }
-    let named: BTreeSet<Workload> = request.deny_unlearned.iter().cloned().collect();
-    review::to_enforce(&set, &request.segment, &state.networks, &named, state.now)?;
-    set_mode(&mut set, &request.segment, Mode::Enforce);
-    Ok(set)
-}
-
-fn switched(state: &State, request: &Switch) -> Result<Decided, HubError> {
-    let Switch { segment, mode, deny_unlearned, confirm, comment } = request;
-    let before = with_segment(state, segment)?.segments.get(segment).map(|segment| segment.mode);
-    if before == Some(*mode) {
-        let decided = Decided::new(state.set.clone(), Action::Mode, segment, comment);
-        return Ok(decided.note(format!("Segment {segment} is in {mode} already.")));
-    }
-    let before = before.unwrap_or_default();
-    let set = match mode {
-        Mode::Enforce => {
-            must_be_foreseen(state, *confirm)?;
-            to_enforce(state, request)?
-        }
-        Mode::Learn | Mode::Audit => {
-            let mut set = with_segment(state, segment)?;
-            set_mode(&mut set, segment, *mode);
-            set
-        }
-    };
-    let unlearned = review::unlearned(&set, segment, &state.networks, state.now);
-    let mut decided = Decided::new(set, Action::Mode, segment, comment);
-    decided.rules = vec![format!("{before} -> {mode}")];
-    decided.rules.extend(deny_unlearned.iter().map(|workload| format!("deny unlearned {workload}")));
-    decided.notes.push(format!("Segment {segment}: {before} -> {mode}."));
-    match mode {
-        Mode::Learn => {}
-        Mode::Audit if unlearned.is_empty() => {}
-        Mode::Audit => {
-            let names = unlearned.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            decided.notes.push(format!("Without an approved policy, so that all their traffic would be denied: {names}."));
-        }
-        Mode::Enforce => {
-            decided.notes.extend(unlearned.iter().map(|w| format!("{w} has no approved policy: all of its traffic is denied now.")));
-            decided.notes.push(format!("Back at once, if something breaks: `bulkhead mode {segment} audit`."));
-        }
-    }
-    Ok(decided)
-}
-
-fn promoted(state: &State, segment: &str, why: &str) -> Result<Decided, HubError> {
-    let mut set = state.set.clone();
-    review::to_enforce(&set, segment, &state.networks, &BTreeSet::new(), state.now)?;
-    let before = set_mode(&mut set, segment, Mode::Enforce).unwrap_or_default();
-    let mut decided = Decided::new(set, Action::Promote, segment, why);
-    decided.rules = vec![format!("{before} -> {}", Mode::Enforce)];
-    Ok(decided)
-}
-
 fn quarantined(state: &State, request: &OfWorkload) -> Result<Decided, HubError> {
     let OfWorkload { workload, comment } = request;
     state.must_know(workload)?;
@@ -501,12 +319,6 @@ fn released(state: &State, request: &OfWorkload) -> Result<Decided, HubError> {
     Ok(Decided::new(set, Action::Release, workload, comment).note(format!("{workload} is back under its segment.")))
 }
 
-/// Segments that are in Enforce afterwards and were not.
-pub(crate) fn to_be_enforced(before: &PolicySet, after: &PolicySet) -> BTreeSet<String> {
-    let in_enforce = |set: &PolicySet, name: &String| set.segments.get(name).is_some_and(|segment| segment.mode == Mode::Enforce);
-    after.segments.keys().filter(|name| in_enforce(after, name) && !in_enforce(before, name)).cloned().collect()
-}
-
 /// Documents before they are applied: the set they would make, if that enforces something; then it must be foreseen.
 pub(crate) fn to_apply(state: &State, request: &Apply) -> Result<Option<PolicySet>, HubError> {
     let documents::Wanted::Set(set, _) = documents::read(state, &request.file, &request.text)? else { return Ok(None) };
@@ -520,18 +332,6 @@ pub(crate) fn to_apply(state: &State, request: &Apply) -> Result<Option<PolicySe
     review::within_guardrails(&state.set, &set)?;
     refuse_unlearned(state, &set, &request.deny_unlearned)?;
     Ok(Some(set))
-}
-
-/// That what is confirmed is what was foreseen.
-fn must_be_foreseen(state: &State, confirm: Option<u64>) -> Result<(), HubError> {
-    match confirm {
-        Some(generation) if generation == state.generation => Ok(()),
-        Some(_) => {
-            let what = "what is in force has changed since the forecast was made: nothing was switched";
-            Err(HubError::refused(what, "Ask for the forecast again."))
-        }
-        None => Err(HubError::refused("a switch to Enforce must name the forecast it confirms", "")),
-    }
 }
 
 fn applied(state: &State, request: &Apply) -> Result<Decided, HubError> {
@@ -603,11 +403,4 @@ fn expired(state: &State) -> Decided {
 pub(crate) fn next_expiry(set: &PolicySet) -> Option<Timestamp> {
     let rules = set.policies.values().flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
     rules.filter_map(|rule| rule.until).min()
-}
-
-/// A segment by itself, as the listing shows a project that nobody put under one.
-pub(crate) fn implicit(project: &str) -> Segment {
-    let mut segment = name::new_segment(project);
-    segment.members.insert(Selector::Project(project.to_owned()));
-    segment
 }

@@ -1,7 +1,7 @@
 //! What the hub knows, and how it learns from it. No I/O: what has to be written is handed back to the task.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use jiff::{SignedDuration, Timestamp};
 use policy::evaluate::Scene;
@@ -9,7 +9,7 @@ use policy::learn::{self, Context, Halves, Learner, Rejected, Revision};
 use policy::review::Decision;
 use policy::suggestion::{Outline, Suggestion};
 use policy::{
-    Connection, EdgeDelta, Endpoint, Flow, FlowGraph, FlowOutcome, Health, NodePlan, PolicySet, Standing, Verdict, Workload, evaluate,
+    Connection, EdgeDelta, Endpoint, Flow, FlowGraph, FlowOutcome, Health, Index, NodePlan, PolicySet, Standing, Verdict, Workload,
 };
 
 use super::HubError;
@@ -22,8 +22,10 @@ pub struct State {
     pub(crate) store: String,
     /// Generation in force.
     pub(crate) generation: u64,
-    /// What is in force.
+    /// What is in force; changed by [`State::put_in_force`].
     pub(crate) set: PolicySet,
+    /// The same, to be asked of many connections; made when it is asked for.
+    index: OnceLock<Index>,
     /// The record, oldest first.
     pub(crate) decisions: Vec<Decision>,
     /// How often each policy changed, and with which decision last (number).
@@ -78,6 +80,7 @@ impl State {
             store,
             generation: 0,
             set: PolicySet::default(),
+            index: OnceLock::new(),
             decisions: Vec::new(),
             revisions: BTreeMap::new(),
             rejected: BTreeSet::new(),
@@ -100,6 +103,12 @@ impl State {
     /// What is in force, with who runs where, now.
     pub(crate) fn scene(&self) -> Scene<'_> {
         Scene { set: &self.set, networks: &self.networks, now: self.now }
+    }
+
+    /// Another set is in force from now on.
+    pub(crate) fn put_in_force(&mut self, set: PolicySet, generation: u64) {
+        (self.set, self.generation) = (set, generation);
+        self.index = OnceLock::new();
     }
 
     /// The plan for every node. It says the same to all: each binds what concerns it.
@@ -127,7 +136,8 @@ impl State {
         // Only an end that belongs to nobody makes the question of the guard matter.
         let unknown = [from, to].into_iter().any(|end| matches!(end, Endpoint::Unknown(_)));
         let guarded = unknown && self.guarded(&self.set, [from, to]);
-        evaluate(&self.scene(), &Connection { from: from.clone(), to: to.clone(), service, guarded })
+        let index = self.index.get_or_init(|| Index::of(&self.set, &self.networks));
+        index.evaluate(&Connection { from: from.clone(), to: to.clone(), service, guarded }, self.now)
     }
 
     /// Workloads that may be named: they run, were seen, or have a policy.
@@ -203,6 +213,7 @@ impl State {
             }
         }
         self.networks = networks;
+        self.index = OnceLock::new();
         self.stale = Stale::All;
     }
 

@@ -69,7 +69,6 @@ pub async fn start(
 ) -> Result<(Hub, JoinHandle<()>), StoreError> {
     let mut state = State::new(store.id().to_owned(), Timestamp::now(), options.keep_flows);
     load(&mut state, &store).await?;
-    state.relearn();
     info!(store = %store.id(), generation = state.generation, edges = state.graph.len(), policies = state.set.policies.len(), "state loaded");
     let (flows, _) = broadcast::channel(FOLLOW);
     let (asks, inbox) = mpsc::channel(256);
@@ -81,7 +80,7 @@ pub async fn start(
 async fn load(state: &mut State, store: &Store) -> Result<(), StoreError> {
     state.graph = store.load_graph().await?;
     let in_force = store.load_policy_set().await?;
-    (state.generation, state.set) = (in_force.generation, in_force.set);
+    state.put_in_force(in_force.set, in_force.generation);
     state.decisions = store.decisions().await?;
     for workload in state.set.policies.keys() {
         if let Some(last) = store.revisions(workload).await?.last() {
@@ -114,7 +113,8 @@ fn to_store(Rejected { workload, direction, peer, ports }: Rejected) -> Rejected
 
 impl Task {
     async fn run(mut self, mut events: mpsc::Receiver<Event>, mut asks: mpsc::Receiver<Ask>, mut stop: watch::Receiver<bool>) {
-        let mut tick = tokio::time::interval(TICK);
+        // Suggestions are made when somebody asks for one, or after a moment: agents wait for their plan first.
+        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut slow = tokio::time::interval(SLOW_TICK);
         slow.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -406,7 +406,7 @@ impl Task {
                 (*revision, *last) = (*revision + 1, decision.number);
             }
         }
-        (state.set, state.generation) = (set, decision.generation);
+        state.put_in_force(set, decision.generation);
         state.rejected.extend(remember);
         state.rejected.retain(|rule| !forget.contains(rule));
         state.decisions.push(decision.clone());

@@ -1,21 +1,22 @@
 //! What was seen: batches in, exactly once, and the graph out.
 //!
-//! # Why read, merge and write back
-//! Merging is [`Evidence::merge`]'s, here as everywhere. In SQL it would be a second meaning of it, and the hours could not be merged
-//! there at all. Reading and writing go by the hundred, so a row costs little more than its look-up.
+//! # Why runs and not a row an edge
+//! A row an edge was read, merged and written back for each report: of a million edges nearly each report is on a page of its own, 24 us
+//! of a core and 4 KB of log, and a start read a million rows of 20 columns, 8 s. So a batch is one value, written as it came. Merging
+//! is [`Evidence::merge`](policy::Evidence::merge)'s, which asks neither for order nor for an earlier state, and is done when the graph
+//! is loaded. So that a start does not read all that ever came, `tidy` makes few runs of many.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
 use futures::TryStreamExt;
-use jiff::Timestamp;
-use policy::evidence::Road;
+use policy::graph::Place;
 use policy::service::Protocol;
-use policy::{EdgeDelta, EdgeKey, Endpoint, Evidence, FlowGraph, Health, HourSet};
-use prost::encoding::{decode_varint, encode_varint};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, Connection, Row, Sqlite, SqliteConnection, Transaction};
+use policy::{EdgeDelta, Endpoint, FlowGraph, Health, Service};
+use sqlx::{Connection, Row as _, Sqlite, SqliteConnection, Transaction};
 
+use super::run::{self, Row, Run};
+use super::tidy::Kept;
 use super::{Store, StoreError, from_db, to_db};
 use crate::session::BatchIn;
 
@@ -36,84 +37,45 @@ pub enum BatchOutcome {
 #[derive(Debug, Default)]
 pub(super) struct Names {
     nodes: HashMap<String, i64>,
-    endpoints: HashMap<String, i64>,
+    endpoints: HashMap<Endpoint, i64>,
 }
 
 /// Some 20 MB of names; beyond that they are looked up again.
 const NAMES: usize = 200_000;
 
-/// The columns of a row's key and of its evidence, in the order in which they are bound and read.
-const KEY: [&str; 6] = ["node", "client", "server", "protocol", "port", "direction_known"];
-const EVIDENCE: [&str; 14] = [
-    "established",
-    "connected_no_data",
-    "one_way",
-    "unanswered",
-    "refused",
-    "denied",
-    "would_deny",
-    "pre_existing",
-    "bytes_sent",
-    "bytes_received",
-    "first_us",
-    "last_us",
-    "hours",
-    "roads",
-];
-
-/// Rows to a statement. Few sizes, so that the prepared statements are few; the largest stays far below SQLite's 32,766 parameters.
+/// Names to a statement. Few sizes, so that the prepared statements are few; the largest stays far below SQLite's 32,766 parameters.
 const CHUNKS: [usize; 3] = [100, 10, 1];
 
 struct Statements {
-    rows: usize,
-    read: &'static str,
-    write: &'static str,
-    find_names: &'static str,
-    add_names: &'static str,
+    names: usize,
+    find: &'static str,
+    add: &'static str,
 }
 
 static STATEMENTS: LazyLock<[Statements; CHUNKS.len()]> = LazyLock::new(|| CHUNKS.map(Statements::of));
 
 impl Statements {
     /// Made once for each size, hence leaked. The parameters have no numbers: to SQLite `$7` is a name, and it looks each one up by walking
-    /// along all of them, which took two thirds of the time of a batch. (PostgreSQL wants numbers: this is the place to write them.)
-    fn of(rows: usize) -> Self {
-        let tuples = |width: usize| vec![format!("({})", vec!["?"; width].join(", ")); rows].join(", ");
-        let evidence = EVIDENCE.map(|c| format!("e.{c}")).join(", ");
-        let changed = EVIDENCE.map(|c| format!("{c} = excluded.{c}")).join(", ");
-        let names = vec!["?"; rows].join(", ");
-        let read = format!(
-            "WITH wanted (client, server, protocol, port, direction_known) AS (VALUES {}) \
-             SELECT e.client, e.server, e.protocol, e.port, e.direction_known, {evidence} FROM wanted AS w JOIN edges AS e \
-             ON e.node = ? AND e.client = w.client AND e.server = w.server AND e.protocol = w.protocol AND e.port = w.port \
-             AND e.direction_known = w.direction_known",
-            tuples(KEY.len() - 1)
-        );
-        let write = format!(
-            "INSERT INTO edges ({}, {}) VALUES {} ON CONFLICT ({}) DO UPDATE SET {changed}",
-            KEY.join(", "),
-            EVIDENCE.join(", "),
-            tuples(KEY.len() + EVIDENCE.len()),
-            KEY.join(", ")
-        );
-        let find_names = format!("SELECT id, name FROM endpoints WHERE name IN ({names})");
-        let add_names = format!("INSERT INTO endpoints (name) VALUES {} RETURNING id, name", tuples(1));
-        Self { rows, read: read.leak(), write: write.leak(), find_names: find_names.leak(), add_names: add_names.leak() }
+    /// along all of them. (PostgreSQL wants numbers: this is the place to write them.)
+    fn of(names: usize) -> Self {
+        let find = format!("SELECT id, name FROM endpoints WHERE name IN ({})", vec!["?"; names].join(", "));
+        let add = format!("INSERT INTO endpoints (name) VALUES {} RETURNING id, name", vec!["(?)"; names].join(", "));
+        Self { names, find: find.leak(), add: add.leak() }
     }
 }
 
 /// Cuts a list into pieces for which there is a statement.
 fn pieces<T>(mut rest: &[T]) -> impl Iterator<Item = (&'static Statements, &[T])> {
     std::iter::from_fn(move || {
-        let statements = STATEMENTS.iter().find(|s| s.rows <= rest.len())?;
-        let (piece, after) = rest.split_at(statements.rows);
+        let statements = STATEMENTS.iter().find(|s| s.names <= rest.len())?;
+        let (piece, after) = rest.split_at(statements.names);
         rest = after;
         Some((statements, piece))
     })
 }
 
-/// A row's key within a node: client, server, protocol, port, direction known.
-type RowKey = (i64, i64, i64, i64, bool);
+/// Endpoints by their numbers, with their places in a graph once they are in it.
+type Ends = HashMap<i64, (Endpoint, Option<Place>)>;
 
 impl Store {
     /// Writes one batch, exactly once: a batch that is in the store already changes nothing. When this returns, it is committed.
@@ -124,7 +86,11 @@ impl Store {
         let mut names = self.inner.names.lock().await;
         let mut connection = self.writer("take a batch").await?;
         let outcome = apply(&mut connection, &mut names, batch).await;
-        self.settle(connection, outcome).await
+        let (outcome, kept) = self.settle(connection, outcome).await?;
+        if let Some(kept) = kept {
+            self.tidy(kept);
+        }
+        Ok(outcome)
     }
 
     /// Highest sequence number of a spool that is in the store; 0: none.
@@ -147,31 +113,9 @@ impl Store {
     /// # Errors
     /// The database says no, or an edge cannot be read.
     pub async fn load_graph(&self) -> Result<FlowGraph, StoreError> {
-        let mut graph = FlowGraph::new();
-        self.each_edge(|_, delta| {
-            graph.add(&delta);
-        })
-        .await?;
-        Ok(graph)
-    }
-
-    /// The graph of each node.
-    ///
-    /// # Errors
-    /// The database says no, or an edge cannot be read.
-    pub async fn load_graphs(&self) -> Result<BTreeMap<String, FlowGraph>, StoreError> {
-        let mut graphs: BTreeMap<String, FlowGraph> = BTreeMap::new();
-        self.each_edge(|node, delta| {
-            graphs.entry(node.to_owned()).or_default().add(&delta);
-        })
-        .await?;
-        Ok(graphs)
-    }
-
-    async fn each_edge(&self, mut see: impl FnMut(&str, EdgeDelta)) -> Result<(), StoreError> {
         let fail = || StoreError::database("read the graph");
         let mut connection = self.inner.pool.acquire().await.map_err(fail())?;
-        let mut endpoints: HashMap<i64, Endpoint> = HashMap::new();
+        let mut ends = Ends::new();
         let mut rows = sqlx::query("SELECT id, name FROM endpoints").fetch(&mut *connection);
         while let Some(row) = rows.try_next().await.map_err(fail())? {
             let (id, name): (i64, String) = (row.try_get(0).map_err(fail())?, row.try_get(1).map_err(fail())?);
@@ -180,30 +124,30 @@ impl Store {
                 why: e.to_string(),
                 name,
             })?;
-            endpoints.insert(id, endpoint);
+            ends.insert(id, (endpoint, None));
         }
         drop(rows);
-        static ALL: LazyLock<String> = LazyLock::new(|| {
-            let evidence = EVIDENCE.map(|c| format!("e.{c}")).join(", ");
-            format!(
-                "SELECT e.client, e.server, e.protocol, e.port, e.direction_known, {evidence}, n.name \
-                 FROM edges AS e JOIN nodes AS n ON n.id = e.node"
-            )
-        });
-        let mut rows = sqlx::query(AssertSqlSafe(ALL.as_str())).fetch(&mut *connection);
+        let mut graph = FlowGraph::new();
+        // The largest first: most of what the others hold is in it.
+        let mut rows = sqlx::query("SELECT id, node, edges, packed FROM runs ORDER BY edges DESC").fetch(&mut *connection);
         while let Some(row) = rows.try_next().await.map_err(fail())? {
-            let ((client, server, protocol, port, direction_known), seen) = read_row(&row)?;
-            let unreadable =
-                |why: &str| StoreError::Unreadable { kind: "edge", name: format!("{client} -> {server}"), why: why.to_owned() };
-            let end = |id| endpoints.get(&id).cloned().ok_or_else(|| unreadable("an end has no name"));
-            let service = policy::Service {
-                protocol: Protocol::from_number(u8::try_from(protocol).map_err(|_| unreadable("its protocol is not a number of IANA's"))?),
-                port: u16::try_from(port).map_err(|_| unreadable("its port is beyond 65535"))?,
-            };
-            let key = EdgeKey { from: end(client)?, to: end(server)?, service, direction_known };
-            see(row.try_get(5 + EVIDENCE.len()).map_err(fail())?, EdgeDelta { key, seen });
+            let number = |column: usize| row.try_get::<i64, _>(column).map_err(fail());
+            let (id, node, edges) = (number(0)?, number(1)?, number(2)?);
+            let unreadable = |why: &dyn std::fmt::Display| unreadable(id, why);
+            if graph.is_empty() {
+                graph.reserve(usize::try_from(edges).map_err(|_| unreadable(&"its number of edges is negative"))?);
+            }
+            for edge in run::read(node, edges, row.try_get(3).map_err(fail())?).map_err(|e| unreadable(&e))? {
+                let (Row { client, server, protocol, port, direction_known }, seen) = edge.map_err(|e| unreadable(&e))?;
+                let mut place = |id: i64| {
+                    let (endpoint, place) = ends.get_mut(&id).ok_or_else(|| unreadable(&"an end has no name"))?;
+                    Ok(*place.get_or_insert_with(|| graph.place(endpoint)))
+                };
+                let places = (place(client)?, place(server)?);
+                graph.add_between(places, Service { protocol: Protocol::from_number(protocol), port }, direction_known, seen);
+            }
         }
-        Ok(())
+        Ok(graph)
     }
 
     /// What could not be read in the reports of each node, by reason.
@@ -226,7 +170,12 @@ impl Store {
     }
 }
 
-async fn apply(connection: &mut SqliteConnection, names: &mut Names, batch: &BatchIn) -> Result<BatchOutcome, StoreError> {
+/// A run that cannot be read.
+pub(super) fn unreadable(id: i64, why: impl std::fmt::Display) -> StoreError {
+    StoreError::Unreadable { kind: "run of edges", name: id.to_string(), why: why.to_string() }
+}
+
+async fn apply(connection: &mut SqliteConnection, names: &mut Names, batch: &BatchIn) -> Result<(BatchOutcome, Option<Kept>), StoreError> {
     let fail = || StoreError::database("take a batch");
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(fail())?;
     let known_node = names.nodes.get(&batch.node).copied();
@@ -243,7 +192,7 @@ async fn apply(connection: &mut SqliteConnection, names: &mut Names, batch: &Bat
         .unwrap_or(0);
     let acknowledged = from_db("spool", &batch.spool, acknowledged)?;
     if batch.seq <= acknowledged {
-        return Ok(BatchOutcome::Already);
+        return Ok((BatchOutcome::Already, None));
     }
     let expected = acknowledged + 1;
     // An acknowledgement means "and all before". So a gap is taken only where the agent said that it has nothing from before it.
@@ -253,23 +202,21 @@ async fn apply(connection: &mut SqliteConnection, names: &mut Names, batch: &Bat
     // A spool that this store never heard of may begin anywhere: what was before went to another store.
     let missing = if acknowledged == 0 { 0 } else { batch.seq - expected };
 
-    let mut sum: BTreeMap<&EdgeKey, Evidence> = BTreeMap::new();
-    for delta in &batch.edges {
-        sum.entry(&delta.key).or_default().merge(&delta.seen);
-    }
-    let fresh = endpoint_ids(&mut tx, &names.endpoints, sum.keys().flat_map(|key| [&key.from, &key.to])).await.map_err(fail())?;
-    let id = |endpoint: &Endpoint| {
-        let name = endpoint.to_string();
-        let id = names.endpoints.get(&name).or_else(|| fresh.get(&name)).copied();
-        id.ok_or_else(|| StoreError::Unreadable { kind: "endpoint", name, why: "it has no number".to_owned() })
+    let fresh = endpoint_ids(&mut tx, &names.endpoints, &batch.edges).await?;
+    let kept = if batch.edges.is_empty() {
+        None
+    } else {
+        let id = |endpoint: &Endpoint| {
+            let id = names.endpoints.get(endpoint).or_else(|| fresh.get(endpoint)).copied();
+            id.ok_or_else(|| StoreError::Unreadable { kind: "endpoint", name: endpoint.to_string(), why: "it has no number".to_owned() })
+        };
+        let mut rows = Vec::with_capacity(batch.edges.len());
+        for EdgeDelta { key, seen } in &batch.edges {
+            let (protocol, port) = (key.service.protocol.number(), key.service.port);
+            rows.push((Row { client: id(&key.from)?, server: id(&key.to)?, protocol, port, direction_known: key.direction_known }, seen));
+        }
+        Some(write_run(&mut tx, &run::pack(node, rows)).await.map_err(fail())?)
     };
-    let mut rows: Vec<(RowKey, Evidence)> = Vec::with_capacity(sum.len());
-    for (key, seen) in sum {
-        let protocol = i64::from(key.service.protocol.number());
-        rows.push(((id(&key.from)?, id(&key.to)?, protocol, i64::from(key.service.port), key.direction_known), seen));
-    }
-    rows.sort_unstable_by_key(|(key, _)| *key);
-    merge_into(&mut tx, node, rows).await?;
     super::health::append(&mut tx, node, &batch.health, missing).await?;
     for (reason, count) in &batch.skipped {
         sqlx::query(
@@ -302,7 +249,7 @@ async fn apply(connection: &mut SqliteConnection, names: &mut Names, batch: &Bat
     if known_node.is_none() {
         names.nodes.insert(batch.node.clone(), node);
     }
-    Ok(BatchOutcome::Applied { missing })
+    Ok((BatchOutcome::Applied { missing }, kept))
 }
 
 async fn node_id(tx: &mut Transaction<'_, Sqlite>, name: &str) -> Result<i64, sqlx::Error> {
@@ -312,146 +259,41 @@ async fn node_id(tx: &mut Transaction<'_, Sqlite>, name: &str) -> Result<i64, sq
     }
 }
 
+/// Writes one run into its table.
+pub(super) async fn write_run(tx: &mut Transaction<'_, Sqlite>, run: &Run) -> Result<Kept, sqlx::Error> {
+    let id = sqlx::query_scalar("INSERT INTO runs (node, edges, packed) VALUES ($1, $2, $3) RETURNING id")
+        .bind(run.node)
+        .bind(run.edges)
+        .bind(run.packed.as_slice())
+        .fetch_one(&mut **tx)
+        .await?;
+    Ok(Kept { id, node: run.node, bytes: run.packed.len() as u64 })
+}
+
 /// The numbers of those endpoints that are not known yet; new ones are given one.
 async fn endpoint_ids(
     tx: &mut Transaction<'_, Sqlite>,
-    known: &HashMap<String, i64>,
-    endpoints: impl Iterator<Item = &Endpoint>,
-) -> Result<HashMap<String, i64>, sqlx::Error> {
-    let mut wanted: Vec<String> = endpoints.map(Endpoint::to_string).filter(|name| !known.contains_key(name)).collect();
-    wanted.sort_unstable();
-    wanted.dedup();
-    let mut found: HashMap<String, i64> = HashMap::with_capacity(wanted.len());
+    known: &HashMap<Endpoint, i64>,
+    edges: &[EdgeDelta],
+) -> Result<HashMap<Endpoint, i64>, StoreError> {
+    let fail = || StoreError::database("take a batch");
+    let ends = edges.iter().flat_map(|delta| [&delta.key.from, &delta.key.to]);
+    let mut wanted: BTreeMap<String, &Endpoint> = ends.filter(|end| !known.contains_key(*end)).map(|end| (end.to_string(), end)).collect();
+    let mut found = HashMap::with_capacity(wanted.len());
     for adding in [false, true] {
-        for (statements, piece) in pieces(&wanted) {
-            let mut query = sqlx::query(if adding { statements.add_names } else { statements.find_names });
-            for name in piece {
-                query = query.bind(name);
-            }
-            for row in query.fetch_all(&mut **tx).await? {
-                found.insert(row.try_get(1)?, row.try_get(0)?);
+        let names: Vec<String> = wanted.keys().cloned().collect();
+        for (statements, piece) in pieces(&names) {
+            let query = sqlx::query(if adding { statements.add } else { statements.find });
+            let query = piece.iter().fold(query, |query, name| query.bind(name));
+            for row in query.fetch_all(&mut **tx).await.map_err(fail())? {
+                let (id, name): (i64, String) = (row.try_get(0).map_err(fail())?, row.try_get(1).map_err(fail())?);
+                if let Some(endpoint) = wanted.remove(&name) {
+                    found.insert(endpoint.clone(), id);
+                }
             }
         }
-        wanted.retain(|name| !found.contains_key(name));
     }
     Ok(found)
-}
-
-async fn merge_into(tx: &mut Transaction<'_, Sqlite>, node: i64, mut rows: Vec<(RowKey, Evidence)>) -> Result<(), StoreError> {
-    let fail = || StoreError::database("take a batch");
-    let mut at = 0;
-    while at < rows.len() {
-        let Some((statements, _)) = pieces(&rows[at..]).next() else { break };
-        let piece = &mut rows[at..at + statements.rows];
-        at += statements.rows;
-
-        let mut query = sqlx::query(statements.read);
-        for ((client, server, protocol, port, known), _) in &*piece {
-            query = query.bind(client).bind(server).bind(protocol).bind(port).bind(known);
-        }
-        let query = query.bind(node);
-        for row in query.fetch_all(&mut **tx).await.map_err(fail())? {
-            let (key, before) = read_row(&row)?;
-            if let Ok(index) = piece.binary_search_by_key(&key, |(key, _)| *key) {
-                piece[index].1.merge(&before);
-            }
-        }
-        let mut query = sqlx::query(statements.write);
-        for ((client, server, protocol, port, known), seen) in &*piece {
-            query = query.bind(node).bind(client).bind(server).bind(protocol).bind(port).bind(known);
-            for count in counts(seen) {
-                query = query.bind(i64::try_from(count).unwrap_or(i64::MAX));
-            }
-            query = query
-                .bind(seen.first.map(Timestamp::as_microsecond))
-                .bind(seen.last.map(Timestamp::as_microsecond))
-                .bind(write_hours(&seen.hours))
-                .bind(write_roads(seen));
-        }
-        query.execute(&mut **tx).await.map_err(fail())?;
-    }
-    Ok(())
-}
-
-/// The counters in the order of [`EVIDENCE`].
-fn counts(e: &Evidence) -> [u64; 10] {
-    [
-        e.established,
-        e.connected_no_data,
-        e.one_way,
-        e.unanswered,
-        e.refused,
-        e.denied,
-        e.would_deny,
-        e.pre_existing,
-        e.bytes_sent,
-        e.bytes_received,
-    ]
-}
-
-fn read_row(row: &SqliteRow) -> Result<(RowKey, Evidence), StoreError> {
-    let fail = || StoreError::database("read an edge");
-    let number = |column: usize| row.try_get::<i64, _>(column).map_err(fail());
-    let key = (number(0)?, number(1)?, number(2)?, number(3)?, row.try_get(4).map_err(fail())?);
-    let unreadable = |why: &str| StoreError::Unreadable { kind: "edge", name: format!("{key:?}"), why: why.to_owned() };
-    let mut counts = [0_u64; 10];
-    for (index, count) in counts.iter_mut().enumerate() {
-        *count = u64::try_from(number(5 + index)?).map_err(|_| unreadable("a count is negative"))?;
-    }
-    let time = |column: usize| -> Result<Option<Timestamp>, StoreError> {
-        let us: Option<i64> = row.try_get(column).map_err(fail())?;
-        us.map(Timestamp::from_microsecond).transpose().map_err(|e| unreadable(&e.to_string()))
-    };
-    let [established, connected_no_data, one_way, unanswered, refused, denied, would_deny, pre_existing, bytes_sent, bytes_received] =
-        counts;
-    let seen = Evidence {
-        established,
-        connected_no_data,
-        one_way,
-        unanswered,
-        refused,
-        denied,
-        would_deny,
-        pre_existing,
-        bytes_sent,
-        bytes_received,
-        first: time(15)?,
-        last: time(16)?,
-        hours: read_hours(row.try_get(17).map_err(fail())?).ok_or_else(|| unreadable("its hours are cut or mixed up"))?,
-        roads: ROADS.iter().filter(|(_, bit)| number(18).is_ok_and(|bits| bits & bit != 0)).map(|(road, _)| *road).collect(),
-    };
-    Ok((key, seen))
-}
-
-const ROADS: [(Road, i64); 3] = [(Road::Direct, 1), (Road::Published, 2), (Road::Proxy, 4)];
-
-fn write_roads(seen: &Evidence) -> i64 {
-    ROADS.iter().filter(|(road, _)| seen.roads.contains(*road)).map(|(_, bit)| bit).sum()
-}
-
-/// Runs as varints: hours from the end of the run before to the first hour, then how many hours follow the first.
-fn write_hours(hours: &HourSet) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut before = 0;
-    for &(first, last) in hours.runs() {
-        encode_varint(u64::from(first - before), &mut bytes);
-        encode_varint(u64::from(last - first), &mut bytes);
-        before = last;
-    }
-    bytes
-}
-
-fn read_hours(mut bytes: &[u8]) -> Option<HourSet> {
-    let mut runs = Vec::new();
-    let mut before = 0_u32;
-    while !bytes.is_empty() {
-        let mut next = || decode_varint(&mut bytes).ok().and_then(|n| u32::try_from(n).ok());
-        let first = before.checked_add(next()?)?;
-        let last = first.checked_add(next()?)?;
-        runs.push((first, last));
-        before = last;
-    }
-    Some(HourSet::from_runs(runs))
 }
 
 /// Health of a batch of which some before it are missing: the stretch they covered is not known, so none of it may count.
@@ -463,22 +305,6 @@ pub(super) fn not_observed(missing: u64, health: &[Health]) -> Option<Health> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hours_read_back_as_they_were_written() {
-        for runs in [vec![], vec![(0, 0)], vec![(0, 5), (7, 7), (490_000, 490_100)], vec![(u32::MAX, u32::MAX)]] {
-            let hours = HourSet::from_runs(runs);
-            assert_eq!(read_hours(&write_hours(&hours)), Some(hours));
-        }
-    }
-
-    #[test]
-    fn cut_hours_are_not_read() {
-        let bytes = write_hours(&HourSet::from_runs([(490_000, 490_100)]));
-        for cut in 1..bytes.len() {
-            assert_eq!(read_hours(&bytes[..cut]), None, "cut to {cut}");
-        }
-    }
 
     #[test]
     fn every_length_is_cut_into_pieces_that_have_a_statement() {

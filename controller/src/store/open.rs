@@ -14,12 +14,13 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row, SqliteConnection, SqlitePool};
 
-use super::{Inner, Store, StoreError};
+use super::tidy::{self, Tidy};
+use super::{Inner, Store, StoreError, schema1};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// The schema this program writes: the number of the last migration.
-pub const SCHEMA: i64 = 1;
+pub const SCHEMA: i64 = 2;
 
 /// sqlite.org/fileformat.html, 1.3.1.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -48,11 +49,16 @@ impl Store {
             .await
             .map_err(StoreError::database("open"))?;
         migrate(&pool, path).await?;
-        let id = meta(&mut *pool.acquire().await.map_err(StoreError::database("open"))?, "store")
+        let mut connection = pool.acquire().await.map_err(StoreError::database("open"))?;
+        let id = meta(&mut connection, "store")
             .await
             .map_err(StoreError::database("read its id"))?
             .ok_or_else(|| StoreError::NotAStore { path: path.to_owned(), why: "it has no id".to_owned() })?;
-        Ok(Self { inner: Arc::new(Inner { id, path: path.to_owned(), pool, names: Default::default(), _lock: lock }) })
+        let runs = tidy::all(&mut connection).await.map_err(StoreError::database("list what was seen"))?;
+        drop(connection);
+        Ok(Self {
+            inner: Arc::new(Inner { id, path: path.to_owned(), pool, names: Default::default(), tidy: Tidy::of(runs), _lock: lock }),
+        })
     }
 }
 
@@ -120,6 +126,7 @@ async fn create(path: &Path, now: Timestamp) -> Result<(), StoreError> {
         .await
         .map_err(StoreError::database("make a new file"))?;
     MIGRATIONS.run_direct(None, &mut connection, false).await.map_err(|source| StoreError::Migration { path: path.to_owned(), source })?;
+    schema1::convert(&mut connection).await?;
     let mut tx = connection.begin().await.map_err(StoreError::database("make a new file"))?;
     for (name, value) in
         [("store", new_id()?), ("schema", SCHEMA.to_string()), ("created", now.to_string()), ("generation", "0".to_owned())]
@@ -224,6 +231,7 @@ async fn meta(connection: &mut SqliteConnection, name: &str) -> Result<Option<St
 
 async fn migrate(pool: &SqlitePool, path: &Path) -> Result<(), StoreError> {
     MIGRATIONS.run(pool).await.map_err(|source| StoreError::Migration { path: path.to_owned(), source })?;
+    schema1::convert(&mut *pool.acquire().await.map_err(StoreError::database("open"))?).await?;
     sqlx::query("UPDATE meta SET value = $1 WHERE name = 'schema' AND value <> $1")
         .bind(SCHEMA.to_string())
         .execute(pool)

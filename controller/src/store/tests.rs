@@ -3,6 +3,7 @@
 mod batches;
 mod decisions;
 mod files;
+mod runs;
 
 use std::path::PathBuf;
 
