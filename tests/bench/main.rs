@@ -19,8 +19,10 @@ mod desk;
 mod events;
 mod figures;
 mod learn;
+mod parts;
 mod plane;
 mod process;
+mod shortcut;
 mod shown;
 #[path = "../enforce/stage.rs"]
 #[allow(dead_code, reason = "made for the suite, which uses all of it")]
@@ -36,10 +38,11 @@ pub(crate) fn progress(steps: u64) -> indicatif::ProgressBar {
 }
 
 /// Name, what it measures, how.
-const FIGURES: [(&str, &str, fn(bool)); 7] = [
+const FIGURES: [(&str, &str, fn(bool)); 8] = [
     ("plane", "throughput, connect rate, latency and packets between two containers", |short| {
         plane::run(&plane::Effort { rounds: if short { 6 } else { 24 }, window: Duration::from_millis(if short { 100 } else { 300 }) });
     }),
+    ("parts", "what the data plane's cost is made of, and what would be faster", parts::run),
     ("change", "a ruleset of 100,000 pairs in the kernel: full replace, one rule more and less", change::run),
     ("core", "one evaluate against many rules", core::run),
     ("learn", "suggestions from a large graph: all of them, and after one edge more", learn::run),

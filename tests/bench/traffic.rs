@@ -99,6 +99,8 @@ fn accepting(listener: TcpListener, stop: &Arc<AtomicBool>, mut serve: impl FnMu
         stay_on(1);
         while !stop.load(Ordering::Relaxed) {
             if let Ok((stream, _)) = listener.accept() {
+                // It has the listener's, and its client may be kept waiting by others for longer.
+                let _ = stream.set_read_timeout(None);
                 serve(stream);
             }
         }
