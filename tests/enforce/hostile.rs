@@ -15,11 +15,11 @@ use crate::stage::{Policy, apply, enforcer, inventory, mac_of, settled};
 const BRIEFLY: Duration = Duration::from_millis(400);
 const PATIENTLY: Duration = Duration::from_secs(5);
 
-fn kind(of: IpAddr) -> u16 {
+pub(crate) fn kind(of: IpAddr) -> u16 {
     if of.is_ipv4() { frame::ETH_IPV4 } else { frame::ETH_IPV6 }
 }
 
-fn udp(mac: [u8; 6], to_mac: [u8; 6], from: (IpAddr, u16), to: (IpAddr, u16), marker: &[u8]) -> Vec<u8> {
+pub(crate) fn udp(mac: [u8; 6], to_mac: [u8; 6], from: (IpAddr, u16), to: (IpAddr, u16), marker: &[u8]) -> Vec<u8> {
     let packet = frame::ip(from.0, to.0, frame::PROTO_UDP, &frame::udp(from, to, marker));
     frame::ethernet(to_mac, mac, kind(from.0), &packet)
 }

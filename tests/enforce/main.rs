@@ -19,6 +19,7 @@ mod doors;
 mod errors;
 mod guard;
 mod hostile;
+mod injected;
 mod kernel;
 mod law;
 mod layer2;

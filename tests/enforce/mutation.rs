@@ -55,7 +55,7 @@ const SECOND: [(&str, &str, &str); 12] = [
         "what a tunnel or a pair of ports on the node brings back was marked on another road",
         "needs a tunnel: `what_comes_out_of_a_tunnel_on_the_node_is_not_who_went_in`",
     ),
-    ("ipv6", "TCP: none of the below", SPEED),
+    ("ipv6", "TCP and nothing before it: none of the below", SPEED),
 ];
 
 /// Takes out each rule and returns those that no probe noticed, or one that is said to be noticed by none.
@@ -79,7 +79,7 @@ fn unnoticed() -> Vec<String> {
     let mut rules = Nfnetlink::over(enforcer.socket().as_fd().try_clone_to_owned().unwrap());
     let mut rounds = 0;
     let mut look = |rules: &mut Nfnetlink| {
-        rules.let_all_be_logged();
+        rules.forget_what_was_sent();
         rounds += 1;
         let (sent, seen) = probes::round(&scene, rounds);
         (sent, seen)

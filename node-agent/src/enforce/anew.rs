@@ -101,7 +101,7 @@ pub(super) fn node() -> Vec<Rule> {
 pub(super) fn homeless() -> Vec<Rule> {
     let counted = rule("").then(Verdict::Jump(Reason::Unknown.chain()));
     let logged = count::logged(log::DENY_GROUP, log::DENY_UNKNOWN, |draft| draft);
-    [vec![counted], logged, vec![rule("until the network is bound again").drop()]].concat()
+    [vec![counted], logged, vec![rule("an address of a guarded network, where that network is not").drop()]].concat()
 }
 
 /// The chain `anew` of `bridge`: a network that is made anew has new ports alone, so both are.

@@ -156,6 +156,13 @@ impl Draft {
         self.push(Expression::Payload { base, offset, length: value.len() as u32, register: FIRST_REGISTER }).compare(false, value)
     }
 
+    /// A frame with an IPv4 packet that has no options: its type, then version 4 and a header of five words (RFC 791, 3.1). One question,
+    /// since every packet is asked.
+    pub(super) fn plain_ipv4(self) -> Self {
+        let base = libc::NFT_PAYLOAD_LL_HEADER as u32;
+        self.push(Expression::Payload { base, offset: 12, length: 3, register: FIRST_REGISTER }).compare(true, &[0x08, 0x00, 0x45])
+    }
+
     /// Where these bits of one byte of the network header differ.
     pub(super) fn network_bits_not(self, offset: u32, mask: u8, value: u8) -> Self {
         let base = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
@@ -186,11 +193,13 @@ impl Draft {
                     .masked(0x3fff_u16.to_be_bytes().to_vec())
                     .compare(false, &[0; 2])
             }
-            Ip::V6 => {
-                let number = libc::IPPROTO_FRAGMENT as u8;
-                self.push(Expression::HasExtensionHeader { number, register: FIRST_REGISTER }).compare(true, &[1])
-            }
+            Ip::V6 => self.header(libc::IPPROTO_FRAGMENT as u8),
         }
+    }
+
+    /// Only IPv6 with this extension header.
+    pub(super) fn header(self, number: u8) -> Self {
+        self.push(Expression::HasExtensionHeader { number, register: FIRST_REGISTER }).compare(true, &[1])
     }
 
     /// Puts the fields into a set that packets fill.

@@ -125,6 +125,8 @@ pub(super) fn table(shape: &Shape) -> Table {
     chain("forward", Some(libc::NF_INET_FORWARD as u32), forward());
     chain("input", Some(libc::NF_INET_LOCAL_IN as u32), input());
     chain("output", Some(libc::NF_INET_LOCAL_OUT as u32), output());
+    chain("stranger", None, [strays(), vec![rule("").then(Verdict::Goto("judge"))]].concat());
+    chain("stranger_arrival", None, [strays(), vec![rule("").then(Verdict::Goto("arrival"))]].concat());
     chain("judge", None, judge());
     chain("arrival", None, arrival());
     chain("related", None, related::related());
@@ -245,6 +247,19 @@ fn unpinned() -> Rule {
     rule("not let in by the guard of its port: spoofed, or from a port nobody bound yet").within(&[Field::Iifname], "guarded").drop()
 }
 
+/// What comes by a road that is not guarded has no address of a network that is. Connection tracking knows no roads: it would take such
+/// a packet for one of a connection that was allowed.
+fn strays() -> Vec<Rule> {
+    let stray = |ip| {
+        let draft =
+            rule("an address of a guarded network, by another road").within(&[Field::Protocol, Field::Source(ip)], &named("subnets", ip));
+        // Link-local addresses are everybody's, and a connection from one is a bridge's own: it is not routed.
+        let draft = if ip == Ip::V6 { draft.network_bytes_not(8, &[0xfe, 0x80]) } else { draft };
+        draft.then(Verdict::Goto("homeless"))
+    };
+    IPS.map(stray).into()
+}
+
 fn forward() -> Vec<Rule> {
     // The guard marks only what comes from a guarded bridge, which is a watched one.
     let from_guarded = |comment| rule(comment).mark_has(PINNED);
@@ -256,8 +271,8 @@ fn forward() -> Vec<Rule> {
             .then(Verdict::Accept),
         from_guarded("from a guarded bridge, from who it says").then(Verdict::Goto("judge")),
         unpinned(),
-        rule("from a watched bridge").within(&[Field::Iifname], "watched").then(Verdict::Goto("judge")),
-        rule("to a watched bridge").within(&[Field::Oifname], "watched").then(Verdict::Goto("judge")),
+        rule("from a watched bridge").within(&[Field::Iifname], "watched").then(Verdict::Goto("stranger")),
+        rule("to a watched bridge").within(&[Field::Oifname], "watched").then(Verdict::Goto("stranger")),
         anew::from("anew"),
         anew::to("anew"),
     ]
@@ -270,9 +285,10 @@ fn input() -> Vec<Rule> {
         // Neither a bridge's hooks nor the bridge's name in ours: such a frame goes past both, as if the port were no port
         // (br_handle_frame returns RX_HANDLER_PASS). The node would take the IP packet in it.
         rule("IP to a MAC address of bridge protocols: it came in around the bridge").reserved_destination().drop(),
-        rule("from a container to the node, from who it says").mark_has(PINNED).then(Verdict::Goto("arrival")),
+        // What a tunnel takes out of it came by another road, and the kernel leaves it the mark.
+        rule("from a container to the node, from who it says").mark_has(PINNED).mark(PINNED, 0).then(Verdict::Goto("arrival")),
         unpinned(),
-        rule("from a container to the node").within(&[Field::Iifname], "watched").then(Verdict::Goto("arrival")),
+        rule("from a container to the node").within(&[Field::Iifname], "watched").then(Verdict::Goto("stranger_arrival")),
         anew::from("anew_node"),
         rule("to a port published by the engine's proxy").then(Verdict::Goto("door")),
     ]

@@ -87,7 +87,8 @@ const PORT: Field = Field::Iif;
 /// Most packets are IP from who they say they are: they meet one look-up and no other rule of the port.
 fn prerouting() -> Vec<Rule> {
     vec![
-        is_type("IPv4 from its own port, MAC and IPv4 address", IPV4)
+        rule("IPv4 without options from its own port, MAC and IPv4 address")
+            .plain_ipv4()
             .within(&[PORT, Field::EtherSource, Field::Source(Ip::V4)], "own4")
             .mark(ACCEPTED, PINNED)
             .then(Verdict::Accept),
@@ -122,12 +123,23 @@ fn is_type(comment: &str, ethertype: [u8; 2]) -> super::build::Draft {
     rule(comment).equals(Field::EtherType, &ethertype)
 }
 
+/// What is a port's own and got here.
+fn with_options(comment: &str) -> super::build::Draft {
+    is_type(comment, IPV4).within(&[PORT, Field::EtherSource, Field::Source(Ip::V4)], "own4")
+}
+
 fn port_rules() -> Vec<Rule> {
     vec![
         rule("802.1Q, QinQ, PPPoE, unknown types: nothing filters them further on").not_within(&[Field::EtherType], "ethertypes").drop(),
         rule("another's MAC address").not_within(&[Field::Iifname, Field::EtherSource], MACS).then(Verdict::Goto("spoofed")),
         is_type("", ARP).then(Verdict::Goto("arp")),
         is_type("", IPV6).equals(Field::Source(Ip::V6), &[0; 16]).then(Verdict::Jump("nameless")),
+        with_options("multicast membership has one: router alert (RFC 2236, 2)")
+            .l4(libc::IPPROTO_IGMP as u8)
+            .mark(ACCEPTED, PINNED)
+            .then(Verdict::Accept),
+        // Of no use for long (RFC 7126).
+        with_options("IPv4 options: a source route leads elsewhere than the filter sees").drop(),
         rule("another's IP address").then(Verdict::Goto("spoofed")),
     ]
 }
@@ -159,7 +171,12 @@ fn icmpv6(comment: &str, number: u8) -> super::build::Draft {
 
 fn ipv6() -> Vec<Rule> {
     vec![
-        rule("TCP: none of the below").l4(libc::IPPROTO_TCP as u8).mark(ACCEPTED, PINNED).then(Verdict::Accept),
+        // The next header of the first one (RFC 8200, 3).
+        rule("TCP and nothing before it: none of the below")
+            .network_bytes(6, &[libc::IPPROTO_TCP as u8])
+            .mark(ACCEPTED, PINNED)
+            .then(Verdict::Accept),
+        rule("a routing header leads elsewhere than the filter sees").header(libc::IPPROTO_ROUTING as u8).drop(),
         icmpv6("router advertisement from a container", 134).drop(),
         icmpv6("redirect from a container", 137).drop(),
         icmpv6("claims another's IPv6 address", 136)

@@ -190,9 +190,9 @@ impl Nfnetlink {
         self.transaction(6, flags, rule.family.0, &body, &rule.to_string());
     }
 
-    /// Begins the bounds of who is logged anew: the rounds come faster than people deny.
-    pub(crate) fn let_all_be_logged(&mut self) {
-        for set in ["talkers4\0", "talkers6\0"] {
+    /// Empties what packets fill, which is bounded: who is logged and whose late answers pass. The rounds come faster than people deny.
+    pub(crate) fn forget_what_was_sent(&mut self) {
+        for set in ["talkers4\0", "talkers6\0", "udp_seen4\0", "udp_seen6\0"] {
             // NFT_MSG_DELSETELEM without elements: all of them.
             let body = [attribute(1, TABLE), attribute(2, set.as_bytes())].concat();
             self.transaction(14, 0, FAMILIES[0].0, &body, set);

@@ -72,6 +72,31 @@ pub(super) fn following(id: u16, tuple: Tuple, flags: u8, acknowledged: u32) -> 
     frame::ip(from, to, service.protocol.number(), &body)
 }
 
+/// An IPv4 packet with four bytes of options (RFC 791, 3.1).
+pub(super) fn with_options(packet: Vec<u8>, options: [u8; 4]) -> Vec<u8> {
+    let mut bytes = [&packet[..20], &options, &packet[20..]].concat();
+    bytes[0] = 0x46;
+    let length = bytes.len() as u16;
+    bytes[2..4].copy_from_slice(&length.to_be_bytes());
+    bytes[10..12].fill(0);
+    let sum = frame::checksum(&bytes[..24]);
+    bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    bytes
+}
+
+/// The packet with an empty record of its route (RFC 791), or a routing header that has nothing left to do (RFC 8200, 4.4).
+pub(super) fn by_a_route(packet: Vec<u8>) -> Vec<u8> {
+    if packet[0] >> 4 == 4 {
+        return with_options(packet, [7, 3, 4, 0]);
+    }
+    let header = [packet[6], 0, 4, 0, 0, 0, 0, 0];
+    let mut bytes = [&packet[..40], &header, &packet[40..]].concat();
+    bytes[6] = 43;
+    let length = (bytes.len() - 40) as u16;
+    bytes[4..6].copy_from_slice(&length.to_be_bytes());
+    bytes
+}
+
 pub(super) fn service(text: &str) -> Service {
     text.parse().unwrap()
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use lab::frame;
 use policy::{Protocol, Service};
 
-use super::packet::{ACK, SYN, Tuple, ethertype, following, icmp, packet, service, with_sum};
+use super::packet::{ACK, SYN, Tuple, by_a_route, ethertype, following, icmp, packet, service, with_options, with_sum};
 use super::scene::{ANSWERS, DOORS, INWARD, NETWORK, NODE, STRANGER, Scene, Seen, WITHIN, marker, sequence};
 
 /// A MAC address that is at no port.
@@ -189,6 +189,12 @@ impl Script<'_, '_> {
             let id = self.next(format!("IP to the address of a bridge protocol v{}", [4, 6][v]), "node", false);
             let bytes = packet(id, self.tuple("le", "node", v, "udp/9"), 0);
             self.put("le", [[1, 0x80, 0xc2, 0, 0, 14], le], ethertype(&bytes), &bytes);
+            let tuple = Tuple { from: self.address("re", v), ..self.tuple("net", "le", v, "udp/80") };
+            self.plain("another's address, from the outside", "net", "le", false, |id| packet(id, tuple, 0));
+            let tuple = Tuple { from: self.address("re", v), ..self.tuple("aw", "node", v, "udp/9") };
+            self.plain("another's address, from an audited bridge to the node", "aw", "node", false, |id| packet(id, tuple, 0));
+            let tuple = self.tuple("re", "le", v, "udp/80");
+            self.plain("a route in the packet itself", "re", "le", false, |id| by_a_route(packet(id, tuple, 0)));
             let tuple = self.tuple("x", "y", v, "udp/80");
             self.plain("allowed, where netfilter is off", "x", "y", false, |id| packet(id, tuple, 0));
             let tuple = self.tuple("un2", "y", v, "udp/80");
@@ -382,7 +388,10 @@ impl Script<'_, '_> {
                     let mut report = [&[0x16, 0, 0, 0, 224, 0, 0, 251][..], &marker(id)].concat();
                     let sum = frame::checksum(&report);
                     report[2..4].copy_from_slice(&sum.to_be_bytes());
-                    let bytes = frame::ip(self.address(from, 0), to.parse().unwrap(), 2, &report);
+                    let mut bytes = frame::ip(self.address(from, 0), to.parse().unwrap(), 2, &report);
+                    if passes {
+                        bytes = with_options(bytes, [148, 4, 0, 0]);
+                    }
                     self.put(from, [mac, self.scene.ends[from].mac], frame::ETH_IPV4, &bytes);
                 }
             }
