@@ -11,6 +11,9 @@ use nix::unistd::Pid;
 
 use crate::traffic::Score;
 
+/// What the containers of a storm run.
+pub(crate) const IMAGE: &str = "storm:1";
+
 /// How long a host may take to be well again.
 pub(crate) const HEALED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -86,6 +89,11 @@ impl Deed {
         Self::KillEngineInARestart,
         Self::KillAgentInARevocation,
     ];
+}
+
+/// The one that is restarted.
+pub(crate) fn run_stray(engine: &Engine) {
+    engine.docker(["run", "-d", "--name", "stray", "--label", "bulkhead.dev/workload=stray", "--network", "storm", IMAGE]);
 }
 
 /// Where deeds are done. `cache` may reach `db` but for revocations; `stray` may reach nobody and is the one that is restarted.
@@ -324,7 +332,7 @@ impl Scene<'_> {
                     "nf_conntrack_acct",
                 );
             }
-            Deed::RestartContainer => drop(self.engine.docker(["restart", "-t", "0", "stray"])),
+            Deed::RestartContainer => self.restart_stray(),
             Deed::ConnectAndDisconnect => {
                 self.engine.docker(["network", "connect", "yard", "cache"]);
                 thread::sleep(dice.milliseconds(300));
@@ -362,8 +370,16 @@ impl Scene<'_> {
                     self.engine.kill_daemon();
                 });
                 self.revive_engine();
-                self.engine.docker(["restart", "-t", "0", "stray"]);
+                self.restart_stray();
             }
+        }
+    }
+
+    /// An engine that was killed within a restart may never start that container again (20.10: "task already exists").
+    fn restart_stray(&self) {
+        if !self.engine.try_docker(["restart", "-t", "0", "stray"]).status.success() {
+            self.engine.docker(["rm", "-f", "stray"]);
+            run_stray(self.engine);
         }
     }
 

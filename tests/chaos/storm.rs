@@ -11,11 +11,10 @@ use lab::engine::Options;
 use lab::frame::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
 use lab::{Capture, Engine, Host, Netns, Packet, Server, Veth, eventually, limit, needs_engine};
 
-use crate::deeds::{Deed, Dice, Scene};
+use crate::deeds::{Deed, Dice, IMAGE, Scene, run_stray};
 use crate::traffic::{self, Place, Score};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-const IMAGE: &str = "storm:1";
 const GATEWAY: &str = "172.29.8.1";
 
 fn set(engine: &Engine) {
@@ -26,7 +25,7 @@ fn set(engine: &Engine) {
     for (name, address) in [("db", "172.29.8.10"), ("web", "172.29.8.11"), ("cache", "172.29.8.12"), ("evil", "172.29.8.13")] {
         engine.docker(["run", "-d", "--name", name, "--network", "storm", "--ip", address, IMAGE]);
     }
-    engine.docker(["run", "-d", "--name", "stray", "--label", "bulkhead.dev/workload=stray", "--network", "storm", IMAGE]);
+    run_stray(engine);
 }
 
 fn allow(host: &Host<'_>) {
