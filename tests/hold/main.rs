@@ -10,6 +10,7 @@ mod deaths;
 mod doors;
 mod forward;
 mod hands;
+mod kin;
 mod living;
 mod raw;
 mod restart;
