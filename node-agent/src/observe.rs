@@ -37,15 +37,15 @@ pub use room::Limits;
 pub use switches::Originals;
 
 use links::Links;
-use reader::Reader;
+use reader::{Outlet, Reader};
 use switches::{Keep, SwitchError};
 use table::{Table, TableError};
 use worker::Worker;
 
 /// Batches between the two threads; beyond that the kernel's buffer fills, and what it can't hold is counted as lost.
 const BATCHES: usize = 256;
-/// Facts on their way to the agent; beyond that the observer waits for it.
-const FACTS: usize = 65_536;
+/// Batches of facts on their way to the agent, each of what one batch of events came to; beyond that the observer waits for it.
+const FACTS: usize = 64;
 
 /// How to observe.
 #[expect(missing_debug_implementations, reason = "holds a closure")]
@@ -148,7 +148,7 @@ impl Observer {
     ///
     /// # Errors
     /// No permission, another agent, or a kernel that can't; see [`ObserveError`].
-    pub fn start(options: Options, snapshots: watch::Receiver<Arc<Snapshot>>) -> Result<(mpsc::Receiver<Fact>, Self), ObserveError> {
+    pub fn start(options: Options, snapshots: watch::Receiver<Arc<Snapshot>>) -> Result<(mpsc::Receiver<Vec<Fact>>, Self), ObserveError> {
         let Options { mut originals, mut keep, buffer, sweep, filtered, limits } = options;
         let links = Links::open().map_err(failed("watch the node's interfaces"))?;
         originals.switch_on(&mut keep)?;
@@ -175,6 +175,7 @@ impl Observer {
                 .map_err(failed("make an event"))?,
         );
         let (batches, taken) = sync_channel(BATCHES);
+        let (emptied, spare) = sync_channel(BATCHES);
         let (facts, receiver) = mpsc::channel(FACTS);
         let (kept, originals_seen) = watch::channel(originals.clone());
         let account = Arc::new(Mutex::new(Account { since: Some(since), blind: blind.clone(), ..Account::default() }));
@@ -182,6 +183,7 @@ impl Observer {
         let worker = Worker::new(worker::Parts {
             stays: Arc::clone(&stays),
             batches: taken,
+            emptied,
             facts,
             snapshots,
             account: Arc::clone(&account),
@@ -201,7 +203,7 @@ impl Observer {
         };
         let told = Arc::clone(&stop);
         let threads = vec![
-            spawn("observe-read", Box::new(move || reader.run(&told, &batches)))?,
+            spawn("observe-read", Box::new(move || reader.run(&told, &Outlet { batches, spare })))?,
             spawn("observe-work", Box::new(move || worker.run()))?,
         ];
         Ok((receiver, Self { account, originals: originals_seen, stop, stays, threads }))

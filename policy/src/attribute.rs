@@ -9,24 +9,28 @@
 //! nobody yet is waited for, then said to be unknown. The name is kept with the flow: a connection that ends an hour later is
 //! not looked up again.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use smallvec::SmallVec;
 
 use crate::evidence::Road;
-use crate::flow::{Flow, FlowOutcome};
+use crate::flow::{Flow, FlowOutcome, Tuple};
+use crate::hash::{QuickState, SerialMap};
 use crate::track::{FlowId, Sight, Wire};
 
 mod door;
 mod ends;
 mod fact;
+mod waiting;
 
 pub use ends::{Listener, Listening, Scene};
 pub use fact::{Fact, Growth};
 
 use door::Doors;
 use ends::Ends;
+use waiting::{Queue, Waiting};
 
 /// How long after its packet a flow is named: what the engine said before the packet has arrived by then (measured: address known
 /// 2 ms after the event; 50 containers at once, 60-280 ms at the 99th percentile).
@@ -34,6 +38,9 @@ pub const SETTLE: SignedDuration = SignedDuration::from_millis(150);
 
 /// How long an address that belongs to nobody is waited for.
 pub const HOLD: SignedDuration = SignedDuration::from_secs(2);
+
+/// Flows that are fetched from memory at once.
+const RUN: usize = 32;
 
 /// A record of a packet that the filter denied, or would have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,35 +62,33 @@ enum Said {
     Grew { time: Timestamp, sent: u64, received: u64 },
 }
 
-#[derive(Debug)]
-struct Waiting {
-    wire: Wire,
-    /// When it was first tried to name it.
-    tried: Option<Timestamp>,
-    denied: bool,
-    forged: bool,
-    said: Vec<Said>,
-    closed: bool,
-}
-
+/// A flow with names. As small as it can be: there is one for each connection of the node, and each event asks for its own.
 #[derive(Clone, Debug)]
 struct Named {
-    wire: Wire,
-    ends: Arc<Ends>,
-    /// The client flow that this one only carries on, behind the user-land proxy.
-    carries: Option<FlowId>,
-    /// Through the user-land proxy: what is to be said once it is known what became of the leg behind it; `None`: say it.
-    withheld: Option<Vec<Said>>,
+    tuple: Tuple,
+    pre_existing: bool,
     is_use: bool,
+    ends: Arc<Ends>,
+    /// What the user-land proxy has to do with it.
+    proxied: Option<Box<Proxied>>,
+}
+
+/// A flow that is one of two with the user-land proxy between them.
+#[derive(Clone, Debug)]
+enum Proxied {
+    /// The client's, with what is to be said once it is known what became of the leg behind it.
+    Client(Vec<Said>),
+    /// It only carries on this flow of a client.
+    Leg(FlowId),
 }
 
 /// Names flows.
 #[derive(Debug, Default)]
 pub struct Attribution {
-    waiting: BTreeMap<FlowId, Waiting>,
-    named: HashMap<FlowId, Named>,
+    waiting: Queue,
+    named: SerialMap<Named>,
     /// One copy of equal ends.
-    ends: HashSet<Arc<Ends>>,
+    ends: HashSet<Arc<Ends>, QuickState>,
     doors: Doors,
     /// Clients of the proxy whose leg must show up, in order.
     proxied: VecDeque<(Timestamp, FlowId)>,
@@ -103,17 +108,30 @@ impl Attribution {
         self.waiting.len()
     }
 
+    /// Takes what the tracker says, one by one as [`Attribution::feed`].
+    pub fn feed_all(&mut self, sights: &mut Vec<Sight>, out: &mut Vec<Fact>) {
+        for run in sights.chunks(RUN) {
+            // Several are fetched from memory at once; see the tracker.
+            let uses = run.iter().filter_map(|sight| self.named.get(&sight.flow())).filter(|named| named.is_use).count();
+            std::hint::black_box(uses);
+            for sight in run {
+                self.feed(*sight, out);
+            }
+        }
+        sights.clear();
+    }
+
     /// Takes what the tracker says. What concerns flows with names comes out at once.
     pub fn feed(&mut self, sight: Sight, out: &mut Vec<Fact>) {
         match sight {
             Sight::Opened { flow, wire } => {
-                self.waiting.insert(flow, Waiting { wire, tried: None, denied: false, forged: false, said: Vec::new(), closed: false });
+                self.waiting.push(flow, Waiting::new(wire));
             }
             Sight::Went { flow, outcome, time, sent, received } => {
                 self.say(flow, Said::Went { outcome, time, sent, received, reason: String::new() }, out);
             }
             Sight::Grew { flow, time, sent, received } => self.say(flow, Said::Grew { time, sent, received }, out),
-            Sight::Closed { flow } => match self.waiting.get_mut(&flow) {
+            Sight::Closed { flow } => match self.waiting.get_mut(flow) {
                 // A connection that nothing was said of and that nobody knocked with: not worth a name.
                 Some(waiting) => waiting.closed = true,
                 None => self.close(flow, out),
@@ -125,31 +143,27 @@ impl Attribution {
     pub fn deny(&mut self, denial: Denial) {
         self.denials += 1;
         let Denial { wire, outcome, reason, forged } = denial;
-        let said = vec![Said::Went { outcome, time: wire.time, sent: 0, received: 0, reason }];
-        self.waiting.insert(u64::MAX - self.denials, Waiting { wire, tried: None, denied: true, forged, said, closed: true });
+        let said = SmallVec::from([Said::Went { outcome, time: wire.time, sent: 0, received: 0, reason }]);
+        self.waiting.push(u64::MAX - self.denials, Waiting { denied: true, forged, said, closed: true, ..Waiting::new(wire) });
     }
 
     /// Names what is old enough, from the scene as it is known now.
     pub fn resolve(&mut self, scene: &Scene<'_>, listening: &mut Listening<'_>, now: Timestamp, out: &mut Vec<Fact>) {
         let age = |wire: &Wire| now.duration_since(wire.time);
-        let ripe: Vec<FlowId> = self.waiting.iter().filter(|(_, w)| age(&w.wire) >= SETTLE).map(|(&flow, _)| flow).collect();
+        let ripe = self.waiting.take_ripe(|waiting| age(&waiting.wire) >= SETTLE);
         // The proxy's client comes before the proxy's own leg, even if the client has no name yet.
-        for flow in &ripe {
-            if let Some(waiting) = self.waiting.get(flow).filter(|waiting| !waiting.denied)
-                && let Some(door) = scene.door(&waiting.wire)
-            {
+        for (flow, waiting) in ripe.iter().filter(|(_, waiting)| !waiting.denied) {
+            if let Some(door) = scene.door(&waiting.wire) {
                 self.doors.knock(door, *flow, waiting.wire.time);
             }
         }
-        for flow in ripe {
-            let Some(waiting) = self.waiting.get_mut(&flow) else { continue };
+        for (flow, mut waiting) in ripe {
             let ends = scene.name(listening, &waiting.wire, waiting.forged);
             let tried = *waiting.tried.get_or_insert(now);
             // Of a container that was listed the process comes a little later, and with it who listens.
             if (ends.unknown() && age(&waiting.wire) < HOLD) || (!ends.direction_known && now.duration_since(tried) < HOLD) {
-                continue;
-            }
-            if let Some(waiting) = self.waiting.remove(&flow) {
+                self.waiting.hold(flow, waiting);
+            } else {
                 self.introduce(scene, flow, waiting, ends, out);
             }
         }
@@ -173,12 +187,13 @@ impl Attribution {
         }
         self.unattributed += u64::from(ends.unknown());
         let carries = if denied { None } else { scene.leg(&wire).and_then(|door| self.doors.enter(&door, flow)) };
-        let withheld = (!denied && ends.road == Road::Proxy && self.doors.outcome(flow).is_none()).then(|| {
+        let withholds = !denied && ends.road == Road::Proxy && self.doors.outcome(flow).is_none();
+        if withholds {
             self.proxied.push_back((wire.time, flow));
-            Vec::new()
-        });
+        }
+        let proxied = carries.map(Proxied::Leg).or_else(|| withholds.then(|| Proxied::Client(Vec::new()))).map(Box::new);
         let ends = self.shared(ends);
-        self.named.insert(flow, Named { wire, ends, carries, withheld, is_use: false });
+        self.named.insert(flow, Named { tuple: wire.tuple, pre_existing: wire.pre_existing, is_use: false, ends, proxied });
         for said in said {
             self.say(flow, said, out);
         }
@@ -202,20 +217,19 @@ impl Attribution {
     }
 
     fn say(&mut self, flow: FlowId, said: Said, out: &mut Vec<Fact>) {
-        if let Some(waiting) = self.waiting.get_mut(&flow) {
+        if let Some(waiting) = self.waiting.get_mut(flow) {
             waiting.said.push(said);
             return;
         }
         let Some(named) = self.named.get_mut(&flow) else { return };
-        if let Some(client) = named.carries {
-            if let Said::Went { outcome, .. } = said {
-                self.doors.went(client, outcome);
-                self.release(client, out);
+        match named.proxied.as_deref_mut() {
+            Some(&mut Proxied::Leg(client)) => {
+                if let Said::Went { outcome, .. } = said {
+                    self.doors.went(client, outcome);
+                    self.release(client, out);
+                }
             }
-            return;
-        }
-        match &mut named.withheld {
-            Some(withheld) => withheld.push(said),
+            Some(Proxied::Client(withheld)) => withheld.push(said),
             None => {
                 let leg = self.doors.outcome(flow);
                 out.push(named.fact(said, leg));
@@ -226,20 +240,27 @@ impl Attribution {
     /// Says what was withheld of a client of the proxy.
     fn release(&mut self, client: FlowId, out: &mut Vec<Fact>) {
         let leg = self.doors.outcome(client);
-        let Some(named) = self.named.get_mut(&client) else { return };
-        for said in named.withheld.take().into_iter().flatten() {
-            out.push(named.fact(said, leg));
+        if let Some(named) = self.named.get_mut(&client) {
+            named.release(leg, out);
         }
     }
 
     fn close(&mut self, flow: FlowId, out: &mut Vec<Fact>) {
-        self.release(flow, out);
+        if let Some(mut named) = self.named.remove(&flow) {
+            named.release(self.doors.outcome(flow), out);
+        }
         self.doors.leave(flow);
-        self.named.remove(&flow);
     }
 }
 
 impl Named {
+    /// Says what was withheld of a client of the proxy.
+    fn release(&mut self, leg: Option<FlowOutcome>, out: &mut Vec<Fact>) {
+        if let Some(Proxied::Client(withheld)) = self.proxied.take_if(|proxied| matches!(**proxied, Proxied::Client(_))).map(|it| *it) {
+            out.extend(withheld.into_iter().map(|said| self.fact(said, leg)));
+        }
+    }
+
     fn fact(&mut self, said: Said, leg: Option<FlowOutcome>) -> Fact {
         let ends = &self.ends;
         let turn = |sent: u64, received: u64| if ends.reversed { (received, sent) } else { (sent, received) };
@@ -257,10 +278,10 @@ impl Named {
                     outcome,
                     road: ends.road,
                     direction_known: ends.direction_known,
-                    pre_existing: self.wire.pre_existing,
+                    pre_existing: self.pre_existing,
                     bytes_sent,
                     bytes_received,
-                    tuple: self.wire.tuple,
+                    tuple: self.tuple,
                     reason,
                 })
             }

@@ -88,7 +88,7 @@ impl LeaseBook {
     /// Who held `address` at that moment on that bridge; without a bridge: who held it anywhere, unless several did.
     pub fn find(&self, bridge: Option<&str>, address: IpAddr, at: Timestamp) -> Option<&Lease> {
         match bridge {
-            Some(bridge) => self.held(&(address, Some(bridge.to_owned())), at),
+            Some(bridge) => held(self.places(address).find(|((_, on), _)| on.as_deref() == Some(bridge))?.1, at),
             None => {
                 let mut holders = self.holders(address, at);
                 let first = holders.next()?;
@@ -99,19 +99,23 @@ impl LeaseBook {
 
     /// Everybody who held `address` at that moment, one a bridge: several only where subnets overlap.
     pub fn holders(&self, address: IpAddr, at: Timestamp) -> impl Iterator<Item = &Lease> {
-        let places = self.leases.range((address, None)..).take_while(move |((found, _), _)| *found == address);
-        places.filter_map(move |(place, _)| self.held(place, at))
+        self.places(address).filter_map(move |(_, leases)| held(leases, at))
+    }
+
+    /// Where the address is or was held: one place mostly.
+    fn places(&self, address: IpAddr) -> impl Iterator<Item = (&Place, &Vec<Lease>)> {
+        self.leases.range((address, None)..).take_while(move |((found, _), _)| *found == address)
     }
 
     /// Every lease in the book, by place, in the order in which they began.
     pub fn leases(&self) -> impl Iterator<Item = &Lease> {
         self.leases.values().flatten()
     }
+}
 
-    fn held(&self, place: &Place, at: Timestamp) -> Option<&Lease> {
-        // The latest first: where two touch, the moment belongs to the newer one.
-        self.leases.get(place)?.iter().rev().find(|lease| lease.held_at(at))
-    }
+fn held(leases: &[Lease], at: Timestamp) -> Option<&Lease> {
+    // The latest first: where two touch, the moment belongs to the newer one.
+    leases.iter().rev().find(|lease| lease.held_at(at))
 }
 
 fn claims(inventory: &Inventory) -> BTreeMap<Place, Vec<Claim<'_>>> {

@@ -16,6 +16,7 @@ pub mod evidence;
 pub mod flow;
 pub mod graph;
 pub mod guardrail;
+mod hash;
 pub mod health;
 pub mod inventory;
 pub mod learn;

@@ -11,7 +11,7 @@
 //! what follows is only more bytes. The one exception says more than it counts: a flow that was reported as one-way, unanswered
 //! or without data and then is used after all is counted a second time, as established.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -20,12 +20,14 @@ use crate::flow::{FlowOutcome, Tuple};
 use crate::service::{Protocol, Service};
 
 mod entry;
+mod followed;
 mod memory;
 mod sight;
 
 pub use entry::{Counted, Entry, EntryKey, Kind, Stamp, Status};
 pub use sight::{FlowId, Place, Sight, Wire};
 
+use followed::Followed;
 use memory::{Past, Silent};
 
 /// How long an open TCP connection may carry nothing before it is reported as such (and not as nothing at all): longer than any
@@ -34,6 +36,9 @@ const QUIET: SignedDuration = SignedDuration::from_secs(30);
 
 /// How long UDP that repeats waits for an answer before it is reported as one-way. Answers that come later are counted too.
 const ONE_WAY_AFTER: SignedDuration = SignedDuration::from_secs(10);
+
+/// Connections that are fetched from memory at once; their lines fit the first cache.
+const RUN: usize = 32;
 
 /// How long the event of a connection that a dump has shown is waited for: it is on its way, or was lost.
 const EVENT_WITHIN: SignedDuration = SignedDuration::from_secs(1);
@@ -81,30 +86,54 @@ struct Open {
 /// Follows every connection of one node's network namespace.
 #[derive(Debug)]
 pub struct Tracker {
-    /// Since when the kernel's events are listened to: what began earlier is older than the agent.
-    since: Timestamp,
     /// Payload is marked in the label. False: the kernel can't, and byte counts decide.
     marks_payload: bool,
-    open: HashMap<EntryKey, Open>,
+    open: Followed,
     /// What a dump has shown before its event was read, and when.
     early: BTreeMap<EntryKey, (Entry, Timestamp)>,
-    past: Past,
+    flows: Flows,
     silent: Silent,
-    last_flow: FlowId,
-    dump: u64,
     dump_began: Timestamp,
+}
+
+/// Tells a new flow from the rest of an older one.
+#[derive(Debug)]
+struct Flows {
+    /// Since when the kernel's events are listened to: what began earlier is older than the agent.
+    since: Timestamp,
+    past: Past,
+    last: FlowId,
+    /// Which dump of the table this is, or the last one was.
+    dump: u64,
 }
 
 impl Tracker {
     /// Nothing seen yet. `marks_payload`: whether [`Stamp::payload`] can be believed to be set where there was payload.
     pub fn new(since: Timestamp, marks_payload: bool) -> Self {
-        let (open, early, past, silent) = (HashMap::new(), BTreeMap::new(), Past::default(), Silent::default());
-        Self { since, marks_payload, open, early, past, silent, last_flow: 0, dump: 0, dump_began: since }
+        let (open, early, silent) = (Followed::default(), BTreeMap::new(), Silent::default());
+        let flows = Flows { since, past: Past::default(), last: 0, dump: 0 };
+        Self { marks_payload, open, early, flows, silent, dump_began: since }
     }
 
     /// How many connections are followed.
     pub fn open(&self) -> usize {
         self.open.len()
+    }
+
+    /// Folds in messages of the kernel, read at `now`.
+    ///
+    /// # Why not one by one
+    /// The processor waits for memory most of the time: among hundreds of thousands of connections none is in its cache. Asked for
+    /// one right after the other, several are fetched at once.
+    pub fn feed_all(&mut self, messages: &[(Kind, Entry)], now: Timestamp, out: &mut Vec<Sight>) {
+        for run in messages.chunks(RUN) {
+            let known = run.iter().filter_map(|(_, entry)| self.open.get(&entry.key())).fold(0, |all, open| all ^ open.flow);
+            // Only asked for what is in the cache then.
+            std::hint::black_box(known);
+            for (kind, entry) in run {
+                self.feed(*kind, entry, now, out);
+            }
+        }
     }
 
     /// Folds in one message of the kernel, read at `now`.
@@ -129,7 +158,7 @@ impl Tracker {
     fn comes_before_its_event(&self, entry: &Entry) -> bool {
         entry.original.protocol == Protocol::Tcp
             && met_in_the_middle(entry.state)
-            && entry.started.is_some_and(|started| started >= self.since)
+            && entry.started.is_some_and(|started| started >= self.flows.since)
             && self.open.get(&entry.key()).is_none_or(|open| open.kernel_id != entry.id && entry.id.is_some())
     }
 
@@ -143,26 +172,25 @@ impl Tracker {
 
     fn fold(&mut self, kind: Kind, entry: &Entry, now: Timestamp, out: &mut Vec<Sight>) {
         let key = entry.key();
-        let known = self.open.get(&key).map(|open| open.kernel_id == entry.id || entry.id.is_none());
-        match (kind, known) {
+        let at = match (kind, self.open.find(&key)) {
+            (_, Some(at)) if entry.id.is_none() || self.open.at(at).kernel_id == entry.id => at,
             // Its DESTROY was lost: another connection has its place.
-            (Kind::New | Kind::Update | Kind::Dump, Some(false)) => {
-                if let Some(open) = self.open.remove(&key) {
-                    out.push(Sight::Closed { flow: open.flow });
-                }
-                self.begin(kind, entry, now, out);
+            (Kind::New | Kind::Update | Kind::Dump, Some(at)) => {
+                let open = self.open.at(at);
+                out.push(Sight::Closed { flow: open.flow });
+                *open = self.flows.begin(kind, entry, now, out);
+                at
             }
             // The end of a connection whose place another one has already.
-            (Kind::Destroy, Some(false)) => return,
+            (Kind::Destroy, Some(_)) => return,
             // It began before we listened and wasn't in a dump yet: the next dump tells what an UPDATE leaves out.
             (Kind::Update, None) => return,
-            (Kind::New | Kind::Dump | Kind::Destroy, None) => self.begin(kind, entry, now, out),
-            (Kind::New | Kind::Update | Kind::Dump | Kind::Destroy, Some(true)) => {}
-        }
-        let Some(open) = self.open.get_mut(&key) else { return };
+            (Kind::New | Kind::Dump | Kind::Destroy, None) => self.open.insert(key, self.flows.begin(kind, entry, now, out)),
+        };
+        let open = self.open.at(at);
         open.touched = now;
         if kind == Kind::Dump {
-            open.dump = self.dump;
+            open.dump = self.flows.dump;
             open.missing = 0;
         }
         open.answered |= entry.status.seen_reply();
@@ -203,68 +231,27 @@ impl Tracker {
                 out.push(Sight::Grew { flow, time: now, sent, received });
             }
         }
-        if ended && let Some(open) = self.open.remove(&key) {
-            self.past.close(&open.ending(entry), now, out);
-        }
-    }
-
-    fn begin(&mut self, kind: Kind, entry: &Entry, now: Timestamp, out: &mut Vec<Sight>) {
-        let picked_up = kind == Kind::New && entry.original.protocol == Protocol::Tcp && met_in_the_middle(entry.state);
-        let old = match (kind, entry.started) {
-            (Kind::New | Kind::Update, _) => false,
-            (Kind::Dump | Kind::Destroy, Some(started)) => started < self.since,
-            // Only connections older than the switch that we turn on have no time.
-            (Kind::Dump, None) => true,
-            (Kind::Destroy, None) => false,
-        };
-        let mut open = Open {
-            flow: 0,
-            kernel_id: entry.id,
-            began: entry.started.filter(|_| !old).unwrap_or(now),
-            touched: now,
-            dump: self.dump,
-            missing: 0,
-            pre_existing: old || picked_up,
-            unsure: kind == Kind::Dump && entry.original.protocol == Protocol::Tcp && met_in_the_middle(entry.state),
-            reversed: false,
-            outcome: None,
-            payload: false,
-            refused: false,
-            answered: false,
-            assured: false,
-            state: entry.state,
-            sent: 0,
-            received: 0,
-        };
-        // Only what can't be a beginning is taken for a continuation: a SYN on the same ports is another connection.
-        let may_resume = picked_up || entry.original.protocol == Protocol::Udp;
-        if let Some((flow, reversed, outcome)) = self.past.resume(&entry.original).filter(|_| may_resume) {
-            open.flow = flow;
-            open.reversed = reversed;
-            // A late answer makes the flow answered, whatever it was taken for.
-            open.outcome = outcome;
-            if reversed && entry.original.protocol == Protocol::Udp {
-                open.answered = true;
+        if ended {
+            let open = self.open.remove(at);
+            if open.resumable(entry) {
+                self.flows.past.close(&open.ending(entry), now, out);
+            } else {
+                out.push(Sight::Closed { flow: open.flow });
             }
-        } else {
-            self.last_flow += 1;
-            open.flow = self.last_flow;
-            out.push(Sight::Opened { flow: open.flow, wire: wire(entry, &open) });
         }
-        self.open.insert(entry.key(), open);
     }
 
     /// The table is about to be read.
     pub fn begin_dump(&mut self, now: Timestamp) {
-        self.dump += 1;
+        self.flows.dump += 1;
         self.dump_began = now;
     }
 
     /// The table was read: forgets what two dumps in a row don't have, since its end was lost. One is not enough: the event may
     /// still be on its way. Also forgets what is too long past.
     pub fn end_dump(&mut self, now: Timestamp, out: &mut Vec<Sight>) {
-        let (dump, began) = (self.dump, self.dump_began);
-        self.open.retain(|_, open| {
+        let (dump, began) = (self.flows.dump, self.dump_began);
+        self.open.retain(|open| {
             if open.dump < dump && open.touched < began {
                 open.missing += 1;
             }
@@ -274,21 +261,84 @@ impl Tracker {
             }
             !gone
         });
-        self.past.forget(now, out);
+        self.flows.past.forget(now, out);
         self.silent.forget(now);
     }
 }
 
+impl Flows {
+    fn begin(&mut self, kind: Kind, entry: &Entry, now: Timestamp, out: &mut Vec<Sight>) -> Open {
+        let picked_up = kind == Kind::New && entry.original.protocol == Protocol::Tcp && met_in_the_middle(entry.state);
+        let old = match (kind, entry.started) {
+            (Kind::New | Kind::Update, _) => false,
+            (Kind::Dump | Kind::Destroy, Some(started)) => started < self.since,
+            // Only connections older than the switch that we turn on have no time.
+            (Kind::Dump, None) => true,
+            (Kind::Destroy, None) => false,
+        };
+        let mut open = Open {
+            dump: self.dump,
+            pre_existing: old || picked_up,
+            unsure: kind == Kind::Dump && entry.original.protocol == Protocol::Tcp && met_in_the_middle(entry.state),
+            state: entry.state,
+            ..Open::begun(entry.id, entry.started.filter(|_| !old).unwrap_or(now), now)
+        };
+        // Only what can't be a beginning is taken for a continuation: a SYN on the same ports is another connection.
+        let may_resume = picked_up || entry.original.protocol == Protocol::Udp;
+        let resumed = if may_resume { self.past.resume(&entry.original) } else { None };
+        if let Some((flow, reversed, outcome)) = resumed {
+            open.flow = flow;
+            open.reversed = reversed;
+            // A late answer makes the flow answered, whatever it was taken for.
+            open.outcome = outcome;
+            if reversed && entry.original.protocol == Protocol::Udp {
+                open.answered = true;
+            }
+        } else {
+            self.last += 1;
+            open.flow = self.last;
+            out.push(Sight::Opened { flow: open.flow, wire: wire(entry, &open) });
+        }
+        open
+    }
+}
+
 impl Open {
-    fn ending(&self, entry: &Entry) -> memory::Ending {
-        let resumable = match entry.original.protocol {
+    fn begun(kernel_id: Option<u32>, began: Timestamp, now: Timestamp) -> Self {
+        Self {
+            flow: 0,
+            kernel_id,
+            began,
+            touched: now,
+            dump: 0,
+            missing: 0,
+            pre_existing: false,
+            unsure: false,
+            reversed: false,
+            outcome: None,
+            payload: false,
+            refused: false,
+            answered: false,
+            assured: false,
+            state: None,
+            sent: 0,
+            received: 0,
+        }
+    }
+
+    /// Whether it may go on though its entry is gone.
+    fn resumable(&self, entry: &Entry) -> bool {
+        match entry.original.protocol {
             // Taken out of the table while it was alive: a flush, a revocation.
             Protocol::Tcp => self.assured && self.state == Some(tcp::ESTABLISHED),
             Protocol::Udp => true,
             Protocol::Sctp | Protocol::Icmp | Protocol::Icmpv6 | Protocol::Other(_) => false,
-        };
+        }
+    }
+
+    fn ending(&self, entry: &Entry) -> memory::Ending {
         let (forward, backward) = if self.reversed { (entry.reply, entry.original) } else { (entry.original, entry.reply) };
-        memory::Ending { flow: self.flow, forward, backward, outcome: self.outcome, resumable }
+        memory::Ending { flow: self.flow, forward, backward, outcome: self.outcome }
     }
 }
 

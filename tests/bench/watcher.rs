@@ -43,8 +43,8 @@ pub(crate) fn be_one() {
     let counted = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let count = Arc::clone(&counted);
     std::thread::spawn(move || {
-        while facts.blocking_recv().is_some() {
-            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        while let Some(facts) = facts.blocking_recv() {
+            count.fetch_add(facts.len() as u64, std::sync::atomic::Ordering::Relaxed);
         }
     });
     for _ in lines {

@@ -15,8 +15,9 @@ const LAYERS: [(&str, &[&str]); 4] = [
     ("bulkhead-node-agent", &["bulkhead-policy"]),
 ];
 
-/// What the core may name: values, graphs, digests and encodings. Each is pure as the core uses it.
-const CORE: [&str; 9] = ["ipnet", "jiff", "petgraph", "prost", "serde", "serde_json", "sha2", "smallvec", "thiserror"];
+/// What the core may name: values, graphs, digests, hashes and encodings. Each is pure as the core uses it.
+const CORE: [&str; 11] =
+    ["foldhash", "hashbrown", "ipnet", "jiff", "petgraph", "prost", "serde", "serde_json", "sha2", "smallvec", "thiserror"];
 
 /// What does I/O, waits or logs; the core reaches none of them by any way.
 const TOUCHING: [&str; 22] = [

@@ -130,7 +130,7 @@ pub(crate) fn published(port: u16, container_port: u16) -> [Published; 2] {
 pub(crate) struct Watching {
     node: Option<Node>,
     snapshots: watch::Sender<Arc<Snapshot>>,
-    facts: mpsc::Receiver<Fact>,
+    facts: mpsc::Receiver<Vec<Fact>>,
     observer: Option<Observer>,
     pub(crate) graph: FlowGraph,
     pub(crate) flows: Vec<policy::Flow>,
@@ -150,7 +150,7 @@ impl Watching {
 
     /// Takes in what has come.
     pub(crate) fn read(&mut self) {
-        while let Ok(fact) = self.facts.try_recv() {
+        for fact in std::iter::from_fn(|| self.facts.try_recv().ok()).flatten() {
             self.graph.add(&EdgeDelta::from(&fact));
             if let Fact::Began(flow) = fact {
                 self.flows.push(flow);

@@ -128,15 +128,15 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
                 work.bind_again();
                 work.write_what_is_due();
             }
-            Some(fact) = facts.recv() => work.saw(&fact),
+            Some(facts) = facts.recv() => facts.iter().for_each(|fact| work.saw(fact)),
             _ = pulse.tick() => work.beat(&observer),
         }
     }
     info!("stopping; what is enforced stays in the kernel");
     // The switches stay with what they serve; `down` puts them back.
     let ended = tokio::task::spawn_blocking(move || observer.leave());
-    while let Some(fact) = facts.recv().await {
-        work.saw(&fact);
+    while let Some(facts) = facts.recv().await {
+        facts.iter().for_each(|fact| work.saw(fact));
     }
     ended.await.map_err(|e| io_at("stop observing")(e.into()))?;
     if let Err(error) = work.enforcer.let_go() {

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use policy::attribute::{Attribution, Denial, Fact, Listening, Scene};
 use policy::flow::{FlowOutcome, Tuple};
-use policy::track::{Kind, Sight, Tracker};
+use policy::track::{Entry, Kind, Sight, Tracker};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
@@ -43,7 +43,9 @@ pub(super) struct Parts {
     /// Whether the switches stay on at the end.
     pub(super) stays: Arc<AtomicBool>,
     pub(super) batches: Receiver<Batch>,
-    pub(super) facts: mpsc::Sender<Fact>,
+    /// Takes back what batches were held in.
+    pub(super) emptied: SyncSender<Vec<(Kind, Entry)>>,
+    pub(super) facts: mpsc::Sender<Vec<Fact>>,
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) account: Arc<Mutex<Account>>,
     pub(super) links: Links,
@@ -174,7 +176,7 @@ impl Worker {
     }
 
     fn take(&mut self, batch: Batch) {
-        let Batch { read_at, events, denials, skipped, lost_events, lost_records, failed } = batch;
+        let Batch { read_at, mut events, denials, skipped, lost_events, lost_records, failed } = batch;
         self.events += (events.len() + denials.len()) as u64;
         for (reason, count) in skipped {
             *self.skipped.entry(reason).or_default() += count;
@@ -187,9 +189,10 @@ impl Worker {
         if let Some(error) = failed {
             self.wrong.insert("read".to_owned(), format!("the kernel's events can't be read any more: {error}"));
         }
-        for (kind, entry) in &events {
-            self.tracker.feed(*kind, entry, read_at, &mut self.sights);
-        }
+        self.tracker.feed_all(&events, read_at, &mut self.sights);
+        events.clear();
+        // Nobody waits for it: the reader then makes another.
+        let _ = self.parts.emptied.try_send(events);
         for denial in denials {
             self.deny(denial);
         }
@@ -208,9 +211,7 @@ impl Worker {
     }
 
     fn name_sights(&mut self) {
-        for sight in self.sights.drain(..) {
-            self.attribution.feed(sight, &mut self.out);
-        }
+        self.attribution.feed_all(&mut self.sights, &mut self.out);
     }
 
     /// What is done some times a second.
@@ -420,6 +421,6 @@ impl Worker {
 
     /// Hands the facts over; false: nobody takes them any more.
     fn hand_over(&mut self) -> bool {
-        self.out.drain(..).all(|fact| self.parts.facts.blocking_send(fact).is_ok())
+        self.out.is_empty() || self.parts.facts.blocking_send(std::mem::take(&mut self.out)).is_ok()
     }
 }

@@ -83,3 +83,12 @@ pub enum Sight {
         flow: FlowId,
     },
 }
+
+impl Sight {
+    /// Of which flow it is said.
+    pub(crate) fn flow(&self) -> FlowId {
+        match self {
+            Self::Opened { flow, .. } | Self::Went { flow, .. } | Self::Grew { flow, .. } | Self::Closed { flow } => *flow,
+        }
+    }
+}

@@ -234,3 +234,18 @@ proptest! {
         prop_assert_eq!(tracker.open(), 0);
     }
 }
+
+#[test]
+fn a_new_connection_on_the_ports_of_a_flushed_one_leaves_nothing_of_that_behind() {
+    let e = entry(Protocol::Tcp, 1000);
+    let alive = Entry { status: ASSURED, state: Some(tcp::ESTABLISHED), ..e };
+    let mut tracker = Tracker::new(at(0), true);
+    let mut out = Vec::new();
+    for (kind, entry) in [(Kind::New, e), (Kind::Update, alive), (Kind::Destroy, alive), (Kind::New, Entry { id: Some(7), ..e })] {
+        tracker.feed(kind, &entry, at(1), &mut out);
+    }
+    tracker.end_dump(at(1 + memory::WINDOW.as_secs()), &mut out);
+    let of = |wanted: FlowId| out.iter().filter(move |sight| sight.flow() == wanted);
+    assert!(of(1).any(|sight| matches!(sight, Sight::Closed { .. })), "{out:?}");
+    assert!(of(2).all(|sight| matches!(sight, Sight::Opened { .. })), "{out:?}");
+}
