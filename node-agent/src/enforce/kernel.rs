@@ -4,6 +4,7 @@
 //! kernel's own (it renames registers and adds defaults), so it is remembered as read right after our transaction, at the same
 //! generation, and compared with that from then on.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::model::{Chain, Family, Hook, Key, Set, Table, Value, Verdict, show, s
 use super::socket::{NftSocket, Question, SocketError};
 use super::transaction::{Frame, element, element_list};
 use super::{TABLE, Tables};
+use crate::observe::netfilter::{Attribute as Slice, Attributes as Slices, Unreadable};
 
 /// One way in which the kernel differs from what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -242,11 +244,13 @@ fn elements_until(
 }
 
 fn elements(socket: &mut NftSocket, family: Family, set: &str) -> Result<BTreeMap<Key, Data>, SocketError> {
-    let mut held = BTreeMap::new();
-    for attributes in &dump(socket, family, libc::NFT_MSG_GETSETELEM, &[text(1, TABLE), text(2, set)], set)? {
-        held.extend(elements_in(attributes).ok_or_else(|| SocketError::Unreadable { what: format!("set {set}") })?);
-    }
-    Ok(held)
+    let mut held = Vec::new();
+    let wanted = [text(1, TABLE), text(2, set)];
+    socket.ask_bodies(family, libc::NFT_MSG_GETSETELEM as u8, &wanted, true, set, |bodies| {
+        let read = bodies.iter().try_for_each(|body| elements_in(body, &mut held));
+        read.map_err(|_| SocketError::Unreadable { what: format!("set {set}") })
+    })?;
+    Ok(held.into_iter().collect())
 }
 
 /// Ports and their MAC addresses, as the guard's table has them.
@@ -350,49 +354,84 @@ fn compare_elements(
     table: &str,
     drift: &mut Vec<Drift>,
 ) -> Result<(), SocketError> {
-    let held = elements_until(socket, family, set_name, |held| set.elements.keys().all(|key| held.contains_key(key)))?;
-    let mut add = |key: &Key, what| {
-        let (table, set_name) = (table.to_owned(), set_name.to_owned());
-        drift.push(Drift::Element { table, set: set_name, element: show(&set.key, key), what });
-    };
-    for (key, value) in &set.elements {
-        match held.get(key) {
-            None => add(key, GONE),
-            Some(data) if *data != Data::from(*value) => add(key, OTHER),
-            Some(_) => {}
+    let held = elements_until(socket, family, set_name, |held| differences(set, held).all(|(_, what)| what != GONE))?;
+    drift.extend(differences(set, &held).map(|(key, what)| Drift::Element {
+        table: table.to_owned(),
+        set: set_name.to_owned(),
+        element: show(&set.key, key),
+        what,
+    }));
+    Ok(())
+}
+
+/// Where what is held differs from what is wanted. Both are in order, so one walk along both finds it.
+fn differences<'a>(set: &'a Set, held: &'a BTreeMap<Key, Data>) -> impl Iterator<Item = (&'a Key, &'static str)> {
+    let (mut wanted, mut held) = (set.elements.iter().peekable(), held.iter().peekable());
+    let next = move || loop {
+        let order = match (wanted.peek(), held.peek()) {
+            (Some((wanted, _)), Some((held, _))) => wanted.cmp(held),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return None,
+        };
+        match order {
+            Ordering::Less => return wanted.next().map(|(key, _)| (key, GONE)),
+            Ordering::Greater => return held.next().map(|(key, _)| (key, FOREIGN)),
+            Ordering::Equal => {
+                let ((key, value), (_, data)) = wanted.next().zip(held.next())?;
+                if *data != Data::from(*value) {
+                    return Some((key, OTHER));
+                }
+            }
         }
-    }
-    for key in held.keys().filter(|key| !set.elements.contains_key(*key)) {
-        add(key, FOREIGN);
+    };
+    std::iter::from_fn(next)
+}
+
+/// The elements in one message's attributes, read in place.
+fn elements_in(body: &[u8], out: &mut Vec<(Key, Data)>) -> Result<(), Unreadable> {
+    // NFTA_SET_ELEM_LIST_ELEMENTS
+    let Some(list) = first(Slices(body), 3)? else { return Ok(()) };
+    for element in list.nested() {
+        // NFTA_SET_ELEM_KEY, DATA, FLAGS, KEY_END; of each value NFTA_DATA_VALUE
+        let (mut key, mut last, mut data, mut otherwise) = (None, None, Data::Nothing, false);
+        for attribute in element?.nested() {
+            let attribute = attribute?;
+            match attribute.kind {
+                1 => key = first(attribute.nested(), 1)?,
+                2 => data = verdict(attribute.nested())?,
+                3 => otherwise = attribute.u32()? & 0x2 != 0,
+                10 => last = first(attribute.nested(), 1)?,
+                _ => {}
+            }
+        }
+        let key = match (otherwise, key, last) {
+            (true, ..) => Key::Otherwise,
+            (false, Some(first), Some(last)) => Key::Range(first.value.to_vec(), last.value.to_vec()),
+            (false, Some(exact), None) => Key::Exact(exact.value.to_vec()),
+            (false, None, _) => return Err(Unreadable("an element without a key")),
+        };
+        out.push((key, data));
     }
     Ok(())
 }
 
-fn elements_in(attributes: &[(u16, Vec<u8>)]) -> Option<Vec<(Key, Data)>> {
-    // NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_KEY, KEY_END, FLAGS, DATA; NFTA_DATA_VERDICT; NFTA_VERDICT_CODE, CHAIN
-    let mut out = Vec::new();
-    for (_, element) in read(find(attributes, 3).unwrap_or_default())? {
-        let element = read(&element)?;
-        let value = |kind: u16| -> Option<Option<Vec<u8>>> {
-            let Some(nested) = find(&element, kind) else { return Some(None) };
-            Some(find(&read(nested)?, 1).map(<[u8]>::to_vec))
-        };
-        let key = match (find(&element, 3).and_then(as_be32).unwrap_or(0) & 0x2 != 0, value(1)?, value(10)?) {
-            (true, ..) => Key::Otherwise,
-            (false, Some(first), Some(last)) => Key::Range(first, last),
-            (false, Some(exact), None) => Key::Exact(exact),
-            (false, None, _) => return None,
-        };
-        let data = match find(&element, 2) {
-            None => Data::Nothing,
-            Some(data) => {
-                let verdict = read(find(&read(data)?, 2)?)?;
-                Data::Verdict(find(&verdict, 1).and_then(as_be32)?, find(&verdict, 2).map(as_text).unwrap_or_default())
-            }
-        };
-        out.push((key, data));
+fn first(attributes: Slices<'_>, kind: u16) -> Result<Option<Slice<'_>>, Unreadable> {
+    for attribute in attributes {
+        let attribute = attribute?;
+        if attribute.kind == kind {
+            return Ok(Some(attribute));
+        }
     }
-    Some(out)
+    Ok(None)
+}
+
+/// NFTA_DATA_VERDICT; NFTA_VERDICT_CODE, CHAIN
+fn verdict(data: Slices<'_>) -> Result<Data, Unreadable> {
+    let without = Unreadable("an element of a map without a verdict");
+    let verdict = first(data, 2)?.ok_or(without)?;
+    let code = first(verdict.nested(), 1)?.ok_or(without)?.u32()?;
+    Ok(Data::Verdict(code, first(verdict.nested(), 2)?.map(|chain| as_text(chain.value)).unwrap_or_default()))
 }
 
 /// Questions sent at once: the answers to so many wait in the socket's buffer.
@@ -420,7 +459,11 @@ pub(super) fn compare_edits(socket: &mut NftSocket, held: &Tables, edits: &Edits
         for ((family, name, set, key, wanted), answer) in asked.iter().zip(answers) {
             let unreadable = || SocketError::Unreadable { what: format!("set {name}") };
             let found = match answer {
-                Some(attributes) => elements_in(&attributes).ok_or_else(unreadable)?.into_iter().next().map(|(_, data)| data),
+                Some(body) => {
+                    let mut one = Vec::new();
+                    elements_in(&body, &mut one).map_err(|_| unreadable())?;
+                    one.pop().map(|(_, data)| data)
+                }
                 None => None,
             };
             let what = match (found, wanted) {

@@ -19,6 +19,7 @@ use nix::sys::stat::{FileStat, fstat, stat};
 
 use super::attribute::{self, Attribute, Attributes};
 use super::model::Family;
+use crate::observe::netfilter::{Part, Parts};
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 
@@ -227,11 +228,30 @@ impl NftSocket {
         dump: bool,
         what: &str,
     ) -> Result<Option<Vec<Attributes>>, SocketError> {
+        let mut found = Vec::new();
+        let there = self.ask_bodies(family, kind, attributes, dump, what, |bodies| {
+            let read = bodies.iter().map(attribute::read).collect::<Option<Vec<_>>>();
+            found = read.ok_or_else(|| SocketError::Unreadable { what: what.to_owned() })?;
+            Ok(())
+        })?;
+        Ok(there.then_some(found))
+    }
+
+    /// The same, in the kernel's own words, to be read in place: a dump has a hundred thousand elements. False: there is no such thing.
+    pub(super) fn ask_bodies(
+        &mut self,
+        family: Family,
+        kind: u8,
+        attributes: &[Attribute],
+        dump: bool,
+        what: &str,
+        read: impl FnOnce(&Bodies) -> Result<(), SocketError>,
+    ) -> Result<bool, SocketError> {
         // A dump that a commit interrupted is begun again.
         for _ in 0..16 {
             match self.ask_once(family, kind, attributes, dump, what)? {
-                Answer::Is(found) => return Ok(Some(found)),
-                Answer::Absent => return Ok(None),
+                Answer::Is(bodies) => return read(&bodies).map(|()| true),
+                Answer::Absent => return Ok(false),
                 Answer::Interrupted => {}
             }
         }
@@ -239,7 +259,7 @@ impl NftSocket {
     }
 
     /// Many questions about single things at once, each answered or `None` if there is no such thing, in their order.
-    pub(super) fn ask_each(&mut self, questions: Vec<Question>) -> Result<Vec<Option<Attributes>>, SocketError> {
+    pub(super) fn ask_each(&mut self, questions: Vec<Question>) -> Result<Vec<Option<Vec<u8>>>, SocketError> {
         let first = self.sequence.wrapping_add(1);
         let mut found = vec![None; questions.len()];
         let mut buffer = Vec::new();
@@ -250,23 +270,25 @@ impl NftSocket {
         self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
         let mut open = questions.len();
         while open > 0 {
-            for answer in answers(self.receive()?, "single elements")? {
-                let index = answer.header.sequence_number.wrapping_sub(first) as usize;
-                let Some(question) = questions.get(index) else { continue };
-                let unreadable = || SocketError::Unreadable { what: question.what.clone() };
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(Raw(payload)) => {
-                        found[index] = Some(attribute::read(payload.get(4..).unwrap_or_default()).ok_or_else(unreadable)?);
+            for part in Parts(self.receive()?) {
+                let index = |sequence: u32| sequence.wrapping_sub(first) as usize;
+                match part.map_err(|_| SocketError::Unreadable { what: "single elements".to_owned() })? {
+                    Part::Message(message) => {
+                        if let Some(found) = found.get_mut(index(message.sequence)) {
+                            *found = Some(message.attributes.0.to_vec());
+                        }
                     }
-                    NetlinkPayload::Error(error) => match error.code {
-                        None => open -= 1,
-                        Some(code) if code.get() == -libc::ENOENT => open -= 1,
-                        Some(_) => {
+                    Part::Answer { sequence, errno } => match (questions.get(index(sequence)), errno) {
+                        (None, _) => {}
+                        (Some(_), 0) => open -= 1,
+                        (Some(_), errno) if errno == -libc::ENOENT => open -= 1,
+                        (Some(question), errno) => {
                             self.drain();
-                            return Err(SocketError::Refused { what: question.what.clone(), source: error.to_io() });
+                            let source = io::Error::from_raw_os_error(errno.saturating_neg());
+                            return Err(SocketError::Refused { what: question.what.clone(), source });
                         }
                     },
-                    _ => {}
+                    Part::Done { .. } | Part::Nothing => {}
                 }
             }
         }
@@ -279,28 +301,29 @@ impl NftSocket {
         let mut buffer = Vec::new();
         append(&mut buffer, nft(family, kind, attributes.to_vec()), flags, sequence);
         self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
-        let mut found = Vec::new();
+        let mut found = Bodies::default();
         let mut interrupted = false;
         loop {
-            for answer in answers(self.receive()?, what)? {
-                if answer.header.sequence_number != sequence {
-                    continue;
-                }
-                interrupted |= answer.header.flags & NLM_F_DUMP_INTR != 0;
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(Raw(payload)) => {
-                        let body = payload.get(4..).unwrap_or_default();
-                        found.push(attribute::read(body).ok_or_else(|| SocketError::Unreadable { what: what.to_owned() })?);
+            for part in Parts(self.receive()?) {
+                match part.map_err(|_| SocketError::Unreadable { what: what.to_owned() })? {
+                    Part::Message(message) if message.sequence == sequence => {
+                        interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+                        found.push(message.attributes.0);
                     }
-                    NetlinkPayload::Error(error) => match error.code {
-                        None => return Ok(Answer::Is(found)),
-                        Some(code) if code.get() == -libc::ENOENT => return Ok(Answer::Absent),
-                        Some(code) if code.get() == -libc::EINTR => return Ok(Answer::Interrupted),
-                        Some(_) => return Err(SocketError::Refused { what: what.to_owned(), source: error.to_io() }),
+                    Part::Answer { sequence: of, errno } if of == sequence => match errno {
+                        0 => return Ok(Answer::Is(found)),
+                        code if code == -libc::ENOENT => return Ok(Answer::Absent),
+                        code if code == -libc::EINTR => return Ok(Answer::Interrupted),
+                        code => {
+                            let source = io::Error::from_raw_os_error(code.saturating_neg());
+                            return Err(SocketError::Refused { what: what.to_owned(), source });
+                        }
                     },
-                    NetlinkPayload::Done(_) if interrupted => return Ok(Answer::Interrupted),
-                    NetlinkPayload::Done(_) => return Ok(Answer::Is(found)),
-                    _ => {}
+                    Part::Done { sequence: of, flags } if of == sequence => {
+                        let interrupted = interrupted || flags & NLM_F_DUMP_INTR != 0;
+                        return Ok(if interrupted { Answer::Interrupted } else { Answer::Is(found) });
+                    }
+                    Part::Message(_) | Part::Answer { .. } | Part::Done { .. } | Part::Nothing => {}
                 }
             }
         }
@@ -320,8 +343,28 @@ fn namespace_of(socket: &OwnedFd) -> io::Result<FileStat> {
     Ok(fstat(&namespace)?)
 }
 
+/// The attributes of many messages, one after the other in one piece of memory.
+#[derive(Debug, Default)]
+pub(super) struct Bodies {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Bodies {
+    fn push(&mut self, body: &[u8]) {
+        self.bytes.extend_from_slice(body);
+        self.ends.push(self.bytes.len());
+    }
+
+    /// Each message's.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.bytes[start..end])
+    }
+}
+
 enum Answer {
-    Is(Vec<Attributes>),
+    Is(Bodies),
     Absent,
     Interrupted,
 }

@@ -103,6 +103,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     /// `nlmsg_flags`.
     pub(crate) flags: u16,
+    /// `nlmsg_seq`: which request it answers.
+    pub(crate) sequence: u32,
     /// `nfgen_family`: 2 IPv4, 10 IPv6.
     pub(crate) family: u8,
     pub(crate) attributes: Attributes<'a>,
@@ -120,6 +122,7 @@ pub(crate) enum Part<'a> {
     /// End of a dump.
     Done {
         sequence: u32,
+        flags: u16,
     },
     /// Nothing to see.
     Nothing,
@@ -156,13 +159,15 @@ impl<'a> Iterator for Parts<'a> {
         self.0 = whole.get(length.next_multiple_of(4)..).unwrap_or(&[]);
         Some(match kind {
             NLMSG_NOOP | NLMSG_OVERRUN => Ok(Part::Nothing),
-            NLMSG_DONE => Ok(Part::Done { sequence }),
+            NLMSG_DONE => Ok(Part::Done { sequence, flags }),
             NLMSG_ERROR => match body.get(..4).and_then(|b| b.try_into().ok()) {
                 Some(errno) => Ok(Part::Answer { sequence, errno: i32::from_ne_bytes(errno) }),
                 None => Err(Unreadable("a netlink answer is cut off")),
             },
             kind => match (body.get(..GENERIC), body.get(GENERIC..)) {
-                (Some(&[family, ..]), Some(rest)) => Ok(Part::Message(Message { kind, flags, family, attributes: Attributes(rest) })),
+                (Some(&[family, ..]), Some(rest)) => {
+                    Ok(Part::Message(Message { kind, flags, sequence, family, attributes: Attributes(rest) }))
+                }
                 _ => Err(Unreadable("a netfilter header is cut off")),
             },
         })
@@ -267,7 +272,7 @@ impl Channel {
                 match part.map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))? {
                     Part::Message(message) => each(message),
                     Part::Nothing => {}
-                    Part::Done { sequence } if sequence == last => return failed.map_or(Ok(()), Err),
+                    Part::Done { sequence, .. } if sequence == last => return failed.map_or(Ok(()), Err),
                     // The first mistake in a batch is the one that explains it; every message of it is answered.
                     Part::Answer { errno, sequence } => {
                         if errno != 0 && failed.is_none() {
