@@ -80,6 +80,34 @@ impl Links {
     }
 }
 
+/// Ports by bridge and by what is at their other end: with a thousand containers there are a thousand ports to look through for each.
+struct Ends<'a>(BTreeMap<(&'a str, Mac), Vec<(&'a String, &'a Peer)>>);
+
+impl<'a> Ends<'a> {
+    fn of(links: &'a Links) -> Self {
+        let mut ends: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (name, port) in &links.ports {
+            if let Some(peer) = &port.peer {
+                ends.entry((port.bridge.as_str(), peer.mac)).or_default().push((name, peer));
+            }
+        }
+        Self(ends)
+    }
+
+    /// The port behind which this MAC address is; `None` too if there are two, since neither can be told to be its.
+    fn port(&self, bridge: &str, mac: Mac) -> Option<(&'a String, &'a Peer)> {
+        match self.0.get(&(bridge, mac))?.as_slice() {
+            [one] => Some(*one),
+            [] | [_, _, ..] => None,
+        }
+    }
+
+    /// Whether the kernel would derive this address from a neighbour's MAC address.
+    fn is_a_neighbours(&self, bridge: &str, mac: Mac, address: &Ipv6Addr) -> bool {
+        mac_of(address).is_some_and(|its| its != mac && self.0.contains_key(&(bridge, its)))
+    }
+}
+
 /// A port of a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Port {
@@ -149,19 +177,20 @@ impl Facts {
             .filter(|(_, fact)| fact.driver != "null")
             .map(|(id, fact)| (id.clone(), self.network(id, fact, links)))
             .collect();
+        let ends = Ends::of(links);
         let mut containers: BTreeMap<String, Container> = BTreeMap::new();
         let mut shared: Vec<(&String, &ContainerFact, String)> = Vec::new();
         for (id, fact) in self.containers.iter().filter(|(id, _)| self.is_here(id)) {
             match self.owner(id) {
                 Some(owner) => shared.push((id, fact, owner)),
                 None => {
-                    containers.insert(id.clone(), self.container(id, fact, &networks, links, &mut notes));
+                    containers.insert(id.clone(), self.container(id, fact, &networks, &ends, &mut notes));
                 }
             }
         }
         for (id, fact, owner) in shared {
             // Who shares a namespace acts from it: what withholds the claim from one withholds it from all.
-            let member = self.container(id, fact, &networks, links, &mut notes);
+            let member = self.container(id, fact, &networks, &ends, &mut notes);
             let owner = containers.get_mut(&owner).expect("owner() returns only containers that are here and share nobody's namespace");
             owner.members.push(member.name);
             owner.unmanaged.extend(member.unmanaged);
@@ -230,7 +259,7 @@ impl Facts {
         id: &str,
         fact: &ContainerFact,
         networks: &BTreeMap<String, Network>,
-        links: &Links,
+        ends: &Ends<'_>,
         notes: &mut BTreeSet<String>,
     ) -> Container {
         let named = name::name(&fact.labels, &fact.name);
@@ -246,7 +275,7 @@ impl Facts {
             let Some(attached) = self.networks[network_id].attached.get(id) else { continue };
             unmanaged.extend(network.unmanaged.iter().cloned());
             match (&network.bridge, attached.mac) {
-                (Some(bridge), Some(mac)) => legs.push(leg(network_id, bridge, mac, &attached.addresses, links)),
+                (Some(bridge), Some(mac)) => legs.push(leg(network_id, bridge, mac, &attached.addresses, ends)),
                 (_, _) => elsewhere.push(Attachment { network: network_id.clone(), addresses: attached.addresses.clone() }),
             }
         }
@@ -269,17 +298,13 @@ impl Facts {
     }
 }
 
-fn leg(network: &str, bridge: &str, mac: Mac, addresses: &BTreeSet<IpAddr>, links: &Links) -> Leg {
-    let mut behind = links.ports.iter().filter(|(_, port)| port.bridge == bridge && port.peer.as_ref().is_some_and(|p| p.mac == mac));
-    let port = behind.next();
-    // Two ends with one MAC address: neither can be told to be this container's.
-    let port = if behind.next().is_some() { None } else { port };
+fn leg(network: &str, bridge: &str, mac: Mac, addresses: &BTreeSet<IpAddr>, ends: &Ends<'_>) -> Leg {
+    let port = ends.port(bridge, mac);
     let mut addresses = addresses.clone();
     addresses.insert(IpAddr::V6(link_local(mac)));
-    if let Some(peer) = port.and_then(|(_, port)| port.peer.as_ref()) {
+    if let Some((_, peer)) = port {
         // What the container chose itself (RFC 7217), unless it chose the address that belongs to a neighbour's MAC.
-        let neighbours = || links.ports.values().filter(|p| p.bridge == bridge).filter_map(|p| p.peer.as_ref()).filter(|p| p.mac != mac);
-        let own = |address: &&Ipv6Addr| neighbours().all(|neighbour| link_local(neighbour.mac) != **address);
+        let own = |address: &&Ipv6Addr| !ends.is_a_neighbours(bridge, mac, address);
         addresses.extend(peer.link_local.iter().filter(own).copied().map(IpAddr::V6));
     }
     Leg { network: network.to_owned(), bridge: bridge.to_owned(), port: port.map(|(name, _)| name.clone()), mac, addresses }
@@ -289,6 +314,13 @@ fn leg(network: &str, bridge: &str, mac: Mac, addresses: &BTreeSet<IpAddr>, link
 pub(crate) fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac;
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
+/// The MAC address that the kernel derives this address from; `None`: from none.
+fn mac_of(address: &Ipv6Addr) -> Option<Mac> {
+    let [.., a, b, c, _, _, d, e, f] = address.octets();
+    let mac = [a ^ 2, b, c, d, e, f];
+    (link_local(mac) == *address).then_some(mac)
 }
 
 #[cfg(test)]

@@ -63,6 +63,17 @@ enum Change {
     Reload,
 }
 
+impl Change {
+    /// Whether an address may have another holder after it: then its own time counts, and not that of the batch.
+    fn moves_addresses(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Disconnect { .. } | Self::Gone(_) | Self::NetworkGone(_) => true,
+            // Its addresses are its own until the engine takes them back, and it has none before the engine gives them.
+            Self::Start(_) | Self::Die(_) | Self::Read(_) | Self::NetworkMade(_) | Self::Reload => false,
+        }
+    }
+}
+
 /// Owner of everything that was told.
 pub(crate) struct Task {
     options: Options,
@@ -316,6 +327,7 @@ impl Task {
         change: Change,
         at: Timestamp,
     ) -> Result<(), SessionError> {
+        let moves = change.moves_addresses();
         match change {
             Change::Connect { network, container } => {
                 let Some(told) = networks.get(&network) else { return Ok(()) };
@@ -358,8 +370,11 @@ impl Task {
                 self.facts.userland_proxy = self.about.userland_proxy;
             }
         }
-        let (inventory, _) = self.facts.join(&self.links.borrow().clone());
-        self.leases.update(&inventory, at);
+        // The rest is told at the end of the batch: with many containers to join everything for each event takes longer than all else.
+        if moves {
+            let (inventory, _) = self.facts.join(&self.links.borrow().clone());
+            self.leases.update(&inventory, at);
+        }
         Ok(())
     }
 
