@@ -13,7 +13,9 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
+mod agent;
 mod change;
+mod churn;
 mod core;
 mod desk;
 mod events;
@@ -27,7 +29,9 @@ mod shown;
 #[path = "../enforce/stage.rs"]
 #[allow(dead_code, reason = "made for the suite, which uses all of it")]
 mod stage;
+mod station;
 mod store;
+mod told;
 mod traffic;
 mod watcher;
 mod world;
@@ -38,7 +42,7 @@ pub(crate) fn progress(steps: u64) -> indicatif::ProgressBar {
 }
 
 /// Name, what it measures, how.
-const FIGURES: [(&str, &str, fn(bool)); 8] = [
+const FIGURES: [(&str, &str, fn(bool)); 10] = [
     ("plane", "throughput, connect rate, latency and packets between two containers", |short| {
         plane::run(&plane::Effort { rounds: if short { 6 } else { 24 }, window: Duration::from_millis(if short { 100 } else { 300 }) });
     }),
@@ -48,6 +52,8 @@ const FIGURES: [(&str, &str, fn(bool)); 8] = [
     ("learn", "suggestions from a large graph: all of them, and after one edge more", learn::run),
     ("store", "the controller's store: size, rate of updates, start-up", store::run),
     ("events", "conntrack's events: bursts, what the workloads feel, a reader that is away", events::run),
+    ("agent", "the agent's program: memory, idleness, from an answer on the wire into the controller's store", agent::run),
+    ("churn", "thousands of containers come and go under Enforce: what stays behind", churn::run),
     ("shown", "the command line: start-up, the graph", shown::run),
 ];
 

@@ -34,6 +34,13 @@ pub(crate) fn used(pid: u32) -> Used {
     Used { cpu: Duration::from_millis(ticks * 1000 / TICKS), resident: size("VmRSS"), peak: size("VmHWM") }
 }
 
+/// Resident memory with shared pages by their share (proc(5), smaps_rollup), bytes.
+pub(crate) fn shared(pid: u32) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process lives");
+    let line = text.lines().find(|line| line.starts_with("Pss:")).expect("a size");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") * 1024.0
+}
+
 /// Time that this thread was on a processor so far, seconds: what other programs of the machine took is not in it.
 pub(crate) fn on_cpu() -> f64 {
     let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every Linux has this clock");
