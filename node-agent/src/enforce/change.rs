@@ -12,7 +12,7 @@ use policy::ruleset::{Change, Pair, Remote, Ruleset, Spot};
 use super::elements::{self, Place, SetName};
 use super::entries::{self, Entry};
 use super::links::Links;
-use super::model::{Family, Key, Set, Value};
+use super::model::{Family, Key, Set, Value, differing};
 use super::socket::Message;
 use super::{Tables, transaction};
 
@@ -174,10 +174,9 @@ impl Edits {
         for (name, table, set) in new.all().into_iter().flat_map(|table| table.sets.iter().map(move |(name, set)| (name, table, set))) {
             let empty = BTreeMap::new();
             let before = old.set(table.family, name).map_or(&empty, |set| &set.elements);
-            let differs = |a: &BTreeMap<Key, Value>, b: &BTreeMap<Key, Value>| -> BTreeMap<Key, Value> {
-                a.iter().filter(|(key, value)| b.get(*key) != Some(*value)).map(|(key, value)| (key.clone(), *value)).collect()
-            };
-            let edit = Edit { removed: differs(before, &set.elements), added: differs(&set.elements, before) };
+            let (gone, come) = differing(before, &set.elements);
+            let owned = |elements: Vec<(&Key, &Value)>| elements.into_iter().map(|(key, value)| (key.clone(), *value)).collect();
+            let edit = Edit { removed: owned(gone), added: owned(come) };
             if edit != Edit::default() {
                 edits.0.insert((table.family, name.clone()), edit);
             }

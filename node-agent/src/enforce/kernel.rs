@@ -485,8 +485,10 @@ pub(crate) fn read_any(datagram: &[u8]) {
     let Ok(messages) = super::socket::answers(datagram, "anything") else { return };
     for message in messages {
         let netlink_packet_core::NetlinkPayload::InnerMessage(super::socket::Raw(payload)) = message.payload else { continue };
-        let Some(attributes) = read(payload.get(4..).unwrap_or_default()) else { continue };
-        let _ = (elements_in(&attributes), super::count::read_any(&attributes));
+        let body = payload.get(4..).unwrap_or_default();
+        let _ = elements_in(body, &mut Vec::new());
+        let Some(attributes) = read(body) else { continue };
+        super::count::read_any(&attributes);
         for nested in attributes.iter().filter_map(|(_, value)| read(value)) {
             let _ = (find(&nested, 1).map(as_text), find(&nested, 2).and_then(as_be32));
         }

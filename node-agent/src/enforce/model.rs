@@ -1,6 +1,7 @@
 //! Tables as data: what the kernel should hold, before it is netlink. Two equal models are the same ruleset; the difference
 //! of two models is a transaction.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -142,6 +143,35 @@ pub(super) struct Set {
     pub(super) elements: BTreeMap<Key, Value>,
 }
 
+/// Elements by their keys.
+type Elements<'a> = Vec<(&'a Key, &'a Value)>;
+
+/// Elements that one of two sets has and the other one hasn't, or not with this value: those to go, those to come. Both sets are in
+/// order, so one walk along both finds them.
+pub(super) fn differing<'a>(old: &'a BTreeMap<Key, Value>, new: &'a BTreeMap<Key, Value>) -> (Elements<'a>, Elements<'a>) {
+    let (mut gone, mut come) = (Vec::new(), Vec::new());
+    let (mut before, mut after) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        let order = match (before.peek(), after.peek()) {
+            (Some((before, _)), Some((after, _))) => before.cmp(after),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return (gone, come),
+        };
+        match order {
+            Ordering::Less => gone.extend(before.next()),
+            Ordering::Greater => come.extend(after.next()),
+            Ordering::Equal => {
+                let (was, is) = (before.next(), after.next());
+                if was.map(|(_, value)| value) != is.map(|(_, value)| value) {
+                    gone.extend(was);
+                    come.extend(is);
+                }
+            }
+        }
+    }
+}
+
 /// A set that packets fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Dynamic {
@@ -161,6 +191,13 @@ impl Set {
             comment: comment.to_owned(),
             elements: BTreeMap::new(),
         }
+    }
+
+    /// The same set without its elements.
+    pub(super) fn bare(&self) -> Self {
+        let Self { key, holds, intervals, dynamic, comment, elements: _ } = self;
+        let (key, comment) = (key.clone(), comment.clone());
+        Self { key, holds: *holds, intervals: *intervals, dynamic: *dynamic, comment, elements: BTreeMap::new() }
     }
 
     /// The same with everything but the elements equal.
@@ -245,5 +282,25 @@ fn show_part(part: KeyType, value: &[u8]) -> String {
         KeyType::Mac => show_mac(value),
         KeyType::Protocol | KeyType::Port | KeyType::IcmpType | KeyType::Icmpv6Type => number(value).to_string(),
         KeyType::EtherType => format!("{:#x}", number(value)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_differs_between_two_sets_is_what_asking_for_each_element_finds() {
+        let set = |numbers: &[(u8, Value)]| numbers.iter().map(|(n, value)| (Key::Exact(vec![*n]), *value)).collect::<BTreeMap<_, _>>();
+        let (nothing, drop) = (Value::Nothing, Value::Verdict(Verdict::Drop));
+        let all = [set(&[]), set(&[(1, nothing), (3, nothing)]), set(&[(1, drop), (2, nothing), (3, nothing)]), set(&[(4, drop)])];
+        for (old, new) in all.iter().flat_map(|old| all.iter().map(move |new| (old, new))) {
+            let lacks = |a: &BTreeMap<Key, Value>, b: &BTreeMap<Key, Value>| -> Vec<(Key, Value)> {
+                a.iter().filter(|(key, value)| b.get(*key) != Some(*value)).map(|(key, value)| (key.clone(), *value)).collect()
+            };
+            let owned = |found: Elements<'_>| found.into_iter().map(|(key, value)| (key.clone(), *value)).collect::<Vec<_>>();
+            let (gone, come) = differing(old, new);
+            assert_eq!((owned(gone), owned(come)), (lacks(old, new), lacks(new, old)), "{old:?} {new:?}");
+        }
     }
 }

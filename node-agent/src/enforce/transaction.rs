@@ -9,7 +9,7 @@ use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 use super::TABLE;
 use super::attribute::{Attribute, NEST_LIMIT, be32, be64, bytes, nest, text};
 use super::expression::{value_data, verdict_data};
-use super::model::{Chain, Family, Holds, Hook, Key, Rule, Set, Table, Value};
+use super::model::{Chain, Family, Holds, Hook, Key, Rule, Set, Table, Value, differing};
 use super::socket::Message;
 
 /// Flags of a table (linux/netfilter/nf_tables.h): only the socket that made it may change it, and it outlives that socket.
@@ -109,7 +109,7 @@ pub(super) fn rewrite(wanted: &Table, frame: &Frame, flags: u32) -> Vec<Message>
     }
     for (name, set) in wanted.sets.iter().filter(|(name, set)| frame.has(name, set)) {
         let elements = frame.elements.get(name).cloned().unwrap_or_default();
-        kept.sets.insert(name.clone(), Set { elements, ..set.clone() });
+        kept.sets.insert(name.clone(), Set { elements, ..set.bare() });
     }
     let mut writer = Writer { table: wanted, out: vec![table(wanted, flags)], next_set: 1 };
     writer.push(libc::NFT_MSG_DELRULE, 0, vec![text(1, TABLE)], "the old rules".to_owned());
@@ -149,11 +149,11 @@ pub(super) fn change(current: &Table, wanted: &Table) -> Vec<Message> {
         writer.flush(name);
     }
     for (name, set) in &wanted.sets {
-        let none = Set { elements: Default::default(), ..set.clone() };
-        let old = current.sets.get(name).unwrap_or(&none);
         if set.dynamic.is_none() {
-            writer.elements(name, false, old.elements.iter().filter(|(key, value)| set.elements.get(*key) != Some(*value)));
-            writer.elements(name, true, set.elements.iter().filter(|(key, value)| old.elements.get(*key) != Some(*value)));
+            let none = BTreeMap::new();
+            let (gone, come) = differing(current.sets.get(name).map_or(&none, |set| &set.elements), &set.elements);
+            writer.elements(name, false, gone.into_iter());
+            writer.elements(name, true, come.into_iter());
         }
     }
     for (name, chain) in changed {
@@ -185,9 +185,8 @@ pub(super) fn elements_changed(current: &Table, wanted: &Table) -> usize {
         .sets
         .iter()
         .map(|(name, set)| {
-            let old = current.sets.get(name).map_or(&none, |set| &set.elements);
-            let gone = old.iter().filter(|(key, value)| set.elements.get(*key) != Some(*value)).count();
-            gone + set.elements.iter().filter(|(key, value)| old.get(*key) != Some(*value)).count()
+            let (gone, come) = differing(current.sets.get(name).map_or(&none, |set| &set.elements), &set.elements);
+            gone.len() + come.len()
         })
         .sum()
 }
