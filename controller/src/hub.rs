@@ -23,7 +23,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub use decide::Request;
 pub(crate) use decide::{to_apply, to_be_enforced, to_enforce};
-pub use state::State;
+pub use state::{State, outlines};
 pub use task::{Options, start};
 
 use crate::api::view::{Failure, FailureCode, Outcome};

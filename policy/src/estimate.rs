@@ -33,13 +33,20 @@ pub struct Frequencies {
     pub total: u64,
 }
 
+impl Frequencies {
+    /// One kind more, seen so often.
+    fn add(&mut self, count: u64) {
+        self.once += u64::from(count == 1);
+        self.twice += u64::from(count == 2);
+        self.total += count;
+    }
+}
+
 impl FromIterator<u64> for Frequencies {
     fn from_iter<I: IntoIterator<Item = u64>>(counts: I) -> Self {
-        counts.into_iter().fold(Self::default(), |seen, count| Self {
-            once: seen.once + u64::from(count == 1),
-            twice: seen.twice + u64::from(count == 2),
-            total: seen.total + count,
-        })
+        let mut seen = Self::default();
+        counts.into_iter().for_each(|count| seen.add(count));
+        seen
     }
 }
 
@@ -68,14 +75,18 @@ fn chao(seen: Frequencies, numerator: u64, denominator: u64) -> u64 {
 
 /// What is known and unknown of a workload whose edges in use are these, and how far its learning is.
 pub fn coverage<'e>(used: impl IntoIterator<Item = &'e Evidence>, window: Option<&Window>, options: &Options) -> (Coverage, Phase) {
-    let used: Vec<&Evidence> = used.into_iter().collect();
     let empty = Window::default();
     let window = window.unwrap_or(&empty);
-    let mut hours = crate::HourSet::default();
-    used.iter().for_each(|evidence| hours.merge(&evidence.hours));
-
-    let flows: Frequencies = used.iter().map(|evidence| evidence.used()).collect();
-    let by_hour: Frequencies = used.iter().map(|evidence| evidence.hours.hours()).collect();
+    // In one go: the evidence of a workload that everybody uses is larger than what a processor has at hand.
+    let (mut edges, mut flows, mut by_hour) = (0_u64, Frequencies::default(), Frequencies::default());
+    let (mut hours, mut newest) = (crate::HourSet::default(), None);
+    for evidence in used {
+        edges += 1;
+        flows.add(evidence.used());
+        by_hour.add(evidence.hours.hours());
+        hours.merge(&evidence.hours);
+        newest = newest.max(evidence.first);
+    }
     // An hour without traffic is a sample too, if somebody watched.
     let units = hours.hours().max(window.seconds.len() as u64);
     let coverage = Coverage {
@@ -83,18 +94,18 @@ pub fn coverage<'e>(used: impl IntoIterator<Item = &'e Evidence>, window: Option
         hours: hours.hours(),
         days: hours.days(),
         lost: window.lost,
-        edges: used.len() as u64,
+        edges,
         unseen_connections_ppm: good_turing_ppm(flows),
-        unseen_edges: chao2(by_hour, units).filter(|_| !used.is_empty()),
+        unseen_edges: chao2(by_hour, units).filter(|_| edges > 0),
         notes: notes(window, options),
     };
 
     // The newest edge ends the quiet: only whole healthy hours after it count.
-    let newest = used.iter().filter_map(|evidence| evidence.first).max().map(crate::HourSet::hour_of);
+    let newest = newest.map(crate::HourSet::hour_of);
     let quiet = newest.map_or(0, |newest| window.whole_hours().filter(|&hour| hour > newest).count() as u64);
     let long_enough = coverage.healthy_seconds >= u64::from(options.stable_hours) * 3600;
     let little_unseen = coverage.unseen_connections_ppm.is_some_and(|ppm| ppm <= options.stable_unseen_ppm);
-    let phase = if used.is_empty() || quiet == 0 {
+    let phase = if edges == 0 || quiet == 0 {
         Phase::Learning
     } else if long_enough && little_unseen && quiet >= u64::from(options.quiet_hours) {
         Phase::Stable

@@ -1,8 +1,7 @@
 //! The workload communication graph: endpoints, and edges with their evidence. Agents keep their node's, the controller
 //! merges them. Only reports change it; what it means is learned elsewhere.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -101,6 +100,9 @@ struct Node {
     /// When the first flow from it or to it began.
     first: Option<Timestamp>,
     touch: Touch,
+    /// Where its edges are, by server, service and whether the direction is known. By client, and in order: what a store gives is in
+    /// the order of clients, so that each edge goes where the one before went.
+    edges: BTreeMap<(NodeIndex, Service, bool), EdgeIndex>,
 }
 
 #[derive(Clone, Debug)]
@@ -115,7 +117,6 @@ struct Edge {
 pub struct FlowGraph {
     graph: DiGraph<Node, Edge>,
     nodes: BTreeMap<Endpoint, NodeIndex>,
-    edges: HashMap<(NodeIndex, NodeIndex, Service, bool), EdgeIndex>,
     /// Each endpoint's place in the order of all: numbers are compared where names would be. Made when asked for, since endpoints
     /// are few and come seldom.
     places: OnceLock<Vec<u32>>,
@@ -154,7 +155,8 @@ impl FlowGraph {
         if let Some(&index) = self.nodes.get(endpoint) {
             return Place(index);
         }
-        let index = self.graph.add_node(Node { endpoint: endpoint.clone(), first: None, touch: Touch::default() });
+        let node = Node { endpoint: endpoint.clone(), first: None, touch: Touch::default(), edges: BTreeMap::new() };
+        let index = self.graph.add_node(node);
         self.nodes.insert(endpoint.clone(), index);
         self.places = OnceLock::new();
         Place(index)
@@ -163,7 +165,6 @@ impl FlowGraph {
     /// Makes room for so many edges more.
     pub fn reserve(&mut self, edges: usize) {
         self.graph.reserve_edges(edges);
-        self.edges.reserve(edges);
     }
 
     /// Adds one report to its edge; true if the edge is new.
@@ -188,22 +189,24 @@ impl FlowGraph {
         let counts = |graph: &DiGraph<Node, Edge>, evidence: &Evidence| {
             Touch::of(&graph[from].endpoint, &graph[to].endpoint, direction_known, evidence)
         };
-        let (before, after, new) = match self.edges.entry((from, to, service, direction_known)) {
-            Entry::Occupied(known) => {
-                let before = counts(&self.graph, &self.graph[*known.get()].evidence);
-                self.graph[*known.get()].evidence.merge(&seen);
-                (before, counts(&self.graph, &self.graph[*known.get()].evidence), false)
+        let known = self.graph[from].edges.get(&(to, service, direction_known)).copied();
+        let (before, after) = match known {
+            Some(edge) => {
+                let before = counts(&self.graph, &self.graph[edge].evidence);
+                self.graph[edge].evidence.merge(&seen);
+                (before, counts(&self.graph, &self.graph[edge].evidence))
             }
-            Entry::Vacant(room) => {
+            None => {
                 let after = counts(&self.graph, &seen);
-                room.insert(self.graph.add_edge(from, to, Edge { service, direction_known, evidence: seen }));
-                (Touch::default(), after, true)
+                let edge = self.graph.add_edge(from, to, Edge { service, direction_known, evidence: seen });
+                self.graph[from].edges.insert((to, service, direction_known), edge);
+                (Touch::default(), after)
             }
         };
         let touch = &mut self.graph[from].touch;
         touch.tried = touch.tried + after.tried - before.tried;
         touch.denied = touch.denied + after.denied - before.denied;
-        new
+        known.is_none()
     }
 
     /// Adds everything another graph saw.
@@ -220,8 +223,8 @@ impl FlowGraph {
 
     /// The evidence of one edge.
     pub fn get(&self, key: &EdgeKey) -> Option<&Evidence> {
-        let ends = (*self.nodes.get(&key.from)?, *self.nodes.get(&key.to)?);
-        self.edges.get(&(ends.0, ends.1, key.service, key.direction_known)).map(|&index| &self.graph[index].evidence)
+        let (from, to) = (*self.nodes.get(&key.from)?, *self.nodes.get(&key.to)?);
+        self.graph[from].edges.get(&(to, key.service, key.direction_known)).map(|&index| &self.graph[index].evidence)
     }
 
     /// The endpoints, in order.

@@ -26,7 +26,7 @@ use crate::check::{self, HalfApproved, Material, Proposal, half_approved};
 use crate::estimate;
 use crate::evidence::Evidence;
 use crate::graph::{EdgeKey, FlowGraph, Seen};
-use crate::policy_set::{Direction, Peer, Rule};
+use crate::policy_set::{Direction, Peer, Rule, WorkloadPolicy};
 use crate::service::{Ports, Service};
 use crate::suggestion::{Coverage, Finding, NotProposed, Origin, Outline, Phase, ProposedRule, RuleState, Severity, Suggestion};
 use crate::workload::{Endpoint, Workload};
@@ -172,7 +172,7 @@ impl<'a> Learner<'a> {
             .iter()
             .map(|draft| {
                 let (direction, rule) = (draft.direction, draft.rule.clone());
-                Proposal { direction, origin: draft.origin, state: self.state(workload, direction, &rule), rule }
+                Proposal { direction, origin: draft.origin, state: self.state(workload, policy, direction, &rule), rule }
             })
             .collect();
 
@@ -210,8 +210,8 @@ impl<'a> Learner<'a> {
     }
 
     /// Where a rule stands with the reviewers.
-    fn state(&self, workload: &Workload, direction: Direction, rule: &Rule) -> RuleState {
-        let approved = self.context.policies.get(workload).is_some_and(|policy| {
+    fn state(&self, workload: &Workload, policy: Option<&WorkloadPolicy>, direction: Direction, rule: &Rule) -> RuleState {
+        let approved = policy.is_some_and(|policy| {
             policy.about(direction, &rule.peer).any(|approved| approved.in_force(self.context.now) && check::covers(approved, rule))
         });
         if approved {

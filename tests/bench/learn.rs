@@ -1,6 +1,8 @@
-//! Learning from a large graph: all of it, and what one more edge asks for. Time of one thread on a processor.
+//! Learning from a large graph: all of it, and what one more edge asks for. Time of one thread on a processor, but where all cores
+//! are used.
 
 use std::hint::black_box;
+use std::time::Instant;
 
 use policy::FlowGraph;
 use policy::learn::{Context, Halves, Learner, affected};
@@ -15,6 +17,7 @@ pub(crate) fn run(short: bool) {
         "edges",
         "memory of the graph",
         "learn all, one thread",
+        "as the controller does",
         "peak of both",
         "every suggestion in full",
         "one edge more (median)",
@@ -40,7 +43,12 @@ pub(crate) fn run(short: bool) {
         let outlines: Vec<_> = learner.workloads().into_iter().map(|workload| learner.outline(workload)).collect();
         let took = on_cpu() - begun;
         let peak = memory().peak - before;
-        drop(black_box(outlines));
+        let all: Vec<_> = learner.workloads().into_iter().collect();
+        let begun = Instant::now();
+        let by_all_cores = controller::hub::outlines(learner, &all);
+        let together = begun.elapsed().as_secs_f64();
+        assert_eq!(by_all_cores.len(), outlines.len());
+        drop((black_box(outlines), by_all_cores));
         let begun = on_cpu();
         learner.workloads().into_iter().for_each(|workload| drop(black_box(learner.suggest(workload))));
         let full = on_cpu() - begun;
@@ -59,6 +67,7 @@ pub(crate) fn run(short: bool) {
             grouped(edges as f64),
             megabytes(held),
             time(took),
+            time(together),
             megabytes(peak),
             time(full),
             time(again.median().value),

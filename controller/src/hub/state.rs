@@ -325,8 +325,8 @@ impl State {
     }
 }
 
-/// Outlines of these workloads, in their order, by as many threads as there are cores: nothing is learned of one from another.
-fn outlines(learner: Learner<'_>, workloads: &[&Workload]) -> Vec<Outline> {
+/// Outlines of these workloads, by as many threads as there are cores: nothing is learned of one from another.
+pub fn outlines(learner: Learner<'_>, workloads: &[&Workload]) -> Vec<Outline> {
     /// A thread costs as much as some of them.
     const WORTH_A_THREAD: usize = 64;
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -69,8 +69,6 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .busy_timeout(BUSY)
         .foreign_keys(true)
         .synchronous(SqliteSynchronous::Normal)
-        // A million edges are 60 MB; with SQLite's usual 2 MB most of a batch's time went into reading pages back from the kernel.
-        .pragma("cache_size", "-65536")
         // Statements are logged by sqlx at debug otherwise, which costs more than running them.
         .disable_statement_logging()
 }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
+use foldhash::fast::RandomState;
 use jiff::Timestamp;
 
 use super::{Connection, Decision, Scene, Side, Standing, judged, side};
@@ -20,13 +21,13 @@ use crate::workload::{Endpoint, Workload};
 #[derive(Clone, Debug, Default)]
 pub struct Index {
     /// Everybody who is named anywhere: in a policy or by a rule, by a segment, in quarantine, or known to run.
-    numbers: HashMap<Workload, u32>,
+    numbers: HashMap<Workload, u32, RandomState>,
     /// By number.
     members: Vec<Member>,
     /// Those who are named nowhere go by their project alone.
-    projects: HashMap<String, Standing>,
-    /// Which of `rules` let the first number talk with the second one.
-    between: HashMap<(u32, Direction, u32), Range<usize>>,
+    projects: HashMap<String, Standing, RandomState>,
+    /// Which of `rules` are about whom: see `pair`.
+    between: HashMap<u64, Range<u32>, RandomState>,
     /// In the order of each policy.
     rules: Vec<Rule>,
 }
@@ -70,7 +71,7 @@ impl Index {
     }
 
     fn add(&mut self, scene: &Scene<'_>, workload: Workload) {
-        let number = u32::try_from(self.members.len()).expect("names of four billion workloads fit into no memory");
+        let number = u32::try_from(self.members.len()).expect("names of two billion workloads fit into no memory");
         if let std::collections::hash_map::Entry::Vacant(room) = self.numbers.entry(workload) {
             self.members.push(Member { standing: scene.standing(room.key()), policy: None });
             room.insert(number);
@@ -87,8 +88,8 @@ impl Index {
                     continue;
                 };
                 // Rules are in the order of their peers, so those about one of them follow each other.
-                let at = self.rules.len();
-                self.between.entry((own, direction, *other)).or_insert(at..at).end = at + 1;
+                let at = u32::try_from(self.rules.len()).expect("four billion rules fit into no memory");
+                self.between.entry(pair(own, direction, *other)).or_insert(at..at).end = at + 1;
                 self.rules.push(rule.clone());
             }
         }
@@ -127,12 +128,22 @@ impl Index {
                 // No rule names it.
                 (Some(_), None) => None,
                 (Some(_), Some(&peer)) => {
-                    let rules = self.between.get(&(number, direction, peer)).map_or(&[][..], |range| &self.rules[range.clone()]);
-                    rules.iter().find(|rule| rule.allows(service, now))
+                    let range =
+                        self.between.get(&pair(number, direction, peer)).map_or(0..0, |range| range.start as usize..range.end as usize);
+                    self.rules[range].iter().find(|rule| rule.allows(service, now))
                 }
             })
         })
     }
+}
+
+/// Whose rules of which side about whom, in one number: numbers of workloads are below 2^31.
+fn pair(own: u32, direction: Direction, peer: u32) -> u64 {
+    let side = match direction {
+        Direction::Ingress => 0,
+        Direction::Egress => 1,
+    };
+    u64::from(own) << 32 | u64::from(peer) << 1 | side
 }
 
 fn peer(rule: &Rule) -> Option<&Workload> {
