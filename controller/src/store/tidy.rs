@@ -4,6 +4,7 @@
 //! A run never changes, so several can be merged while new ones come. Only reading them and putting the new one in their place, in one
 //! transaction, need the connection; a batch waits for no more than that. A process that dies in between leaves the runs as they were.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use sqlx::{Connection, Row as _, SqliteConnection};
@@ -102,19 +103,26 @@ impl Store {
         }
     }
 
-    async fn merge(&self, runs: Vec<Kept>) {
-        match self.merged(&runs).await {
-            Ok(new) => {
-                let mut state = self.inner.tidy.state();
-                state.kept.retain(|kept| !runs.contains(kept));
-                state.kept.push(new);
-                state.wait_for = 0;
-                debug!(runs = runs.len(), bytes = new.bytes, "what was seen is in fewer runs");
-            }
-            Err(error) => {
-                let mut state = self.inner.tidy.state();
-                state.wait_for = state.kept.len() + FEW;
-                warn!(error = crate::hub::chain(&error), "cannot merge what was seen; it is kept as it came, and tried again later");
+    /// Merges these, and then what became many meanwhile.
+    async fn merge(&self, mut runs: Vec<Kept>) {
+        while !runs.is_empty() {
+            let outcome = self.merged(&runs).await;
+            let mut state = self.inner.tidy.state();
+            match outcome {
+                Ok(new) => {
+                    state.kept.retain(|kept| !runs.contains(kept));
+                    state.kept.push(new);
+                    state.wait_for = 0;
+                    debug!(runs = runs.len(), bytes = new.bytes, "what was seen is in fewer runs");
+                    let nodes: BTreeSet<i64> = state.kept.iter().map(|kept| kept.node).collect();
+                    let due = nodes.into_iter().map(|node| chosen(&state.kept, node)).find(|runs| !runs.is_empty());
+                    runs = due.unwrap_or_default();
+                }
+                Err(error) => {
+                    state.wait_for = state.kept.len() + FEW;
+                    warn!(error = crate::hub::chain(&error), "cannot merge what was seen; it is kept as it came, and tried again later");
+                    return;
+                }
             }
         }
     }
