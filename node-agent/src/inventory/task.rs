@@ -179,8 +179,14 @@ impl Task {
                     }
                 }
                 Some(answer) = self.asked.join_next(), if !self.asked.is_empty() => {
-                    self.answered(answer);
-                    self.publish(Timestamp::now());
+                    // A listing asks about every container: what has come is taken at once, and mostly is what was known.
+                    let mut news = self.answered(answer);
+                    while let Some(answer) = self.asked.try_join_next() {
+                        news |= self.answered(answer);
+                    }
+                    if news {
+                        self.publish(Timestamp::now());
+                    }
                 }
                 changed = self.links.changed() => {
                     if changed.is_err() {
@@ -241,12 +247,16 @@ impl Task {
         });
     }
 
-    fn answered(&mut self, answer: Result<(String, Result<Option<Details>, EngineError>), tokio::task::JoinError>) {
+    /// Whether it says anything new.
+    fn answered(&mut self, answer: Result<(String, Result<Option<Details>, EngineError>), tokio::task::JoinError>) -> bool {
         match answer {
             Ok((id, Ok(Some(details)))) => {
-                if let Some(fact) = self.facts.containers.get_mut(&id).filter(|fact| fact.running) {
+                let fact = self.facts.containers.get_mut(&id).filter(|fact| fact.running);
+                return fact.is_some_and(|fact| {
+                    let known = fact.details.as_ref() == Some(&details);
                     fact.details = Some(details);
-                }
+                    !known
+                });
             }
             // Gone meanwhile; its event says when.
             Ok((_, Ok(None))) => {}
@@ -255,6 +265,7 @@ impl Task {
             }
             Err(error) => warn!(error = &error as &dyn std::error::Error, "container not inspected"),
         }
+        false
     }
 
     /// Takes a batch of events in, in their order, each at its own time. Gives back what ended the stream, if something did.
