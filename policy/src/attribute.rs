@@ -108,6 +108,11 @@ impl Attribution {
         self.waiting.len()
     }
 
+    /// Nothing waits: neither for a name nor for the proxy's own leg.
+    pub fn rests(&self) -> bool {
+        self.waiting.len() == 0 && self.proxied.is_empty()
+    }
+
     /// Takes what the tracker says, one by one as [`Attribution::feed`].
     pub fn feed_all(&mut self, sights: &mut Vec<Sight>, out: &mut Vec<Fact>) {
         for run in sights.chunks(RUN) {

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::time::Duration;
 
+use criterion::{BenchmarkId, Criterion};
 use policy::evaluate::{Connection, Index, Scene, evaluate};
 use policy::policy_set::{Peer, Rule};
 use policy::segment::Refusal;
 use policy::{Endpoint, Mode, PolicySet, Segment, Selector, Service, WorkloadPolicy};
 
-use crate::figures::{Samples, Table, grouped, time};
-use crate::process::on_cpu;
+use crate::figures::grouped;
 use crate::world::workload;
 
 /// So many rules, a hundred a workload, and one workload that has all of them.
@@ -41,43 +42,32 @@ fn policies(rules: usize) -> PolicySet {
     set
 }
 
-fn evaluations(short: bool) {
-    let mut table = Table::new(&["rules", "whose", "one evaluate (median)", "looked up (median)", "index made in"]);
+pub(crate) fn run(short: bool) {
+    let seconds = if short { 1 } else { 3 };
+    let mut criterion = Criterion::default().sample_size(if short { 10 } else { 100 }).measurement_time(Duration::from_secs(seconds));
+    let networks = BTreeMap::new();
     for rules in [100, 10_000] {
         let set = policies(rules);
-        let networks = BTreeMap::new();
         let scene = Scene { set: &set, networks: &networks, now: crate::stage::now() };
+        let index = Index::of(&set, &networks);
+        let mut group = criterion.benchmark_group(format!("{} rules", grouped(rules as f64)));
         for (whose, owner) in [("a hundred a workload", 0), ("all of one workload", 1_000_000)] {
-            let (mut took, mut looked_up) = (Samples::default(), Samples::default());
-            let begun = on_cpu();
-            let index = Index::of(&set, &networks);
-            let made = on_cpu() - begun;
-            for round in 0..if short { 5 } else { 50 } {
-                let connections: Vec<Connection> = (0..2_000)
-                    .map(|n| Connection {
-                        from: Endpoint::Workload(workload(owner)),
-                        to: Endpoint::Workload(workload((n * 7 + round) % 1000)),
-                        service: Service::tcp(1 + (n % 12) as u16),
-                        guarded: true,
-                    })
-                    .collect();
-                let begun = on_cpu();
-                for connection in &connections {
-                    black_box(evaluate(&scene, connection));
-                }
-                took.push((on_cpu() - begun) / connections.len() as f64);
-                let begun = on_cpu();
-                for connection in &connections {
-                    black_box(index.evaluate(connection, scene.now));
-                }
-                looked_up.push((on_cpu() - begun) / connections.len() as f64);
-            }
-            table.row([grouped(rules as f64), whose.to_owned(), time(took.median().value), time(looked_up.median().value), time(made)]);
+            let connections: Vec<Connection> = (0..2_000)
+                .map(|n| Connection {
+                    from: Endpoint::Workload(workload(owner)),
+                    to: Endpoint::Workload(workload(n * 7 % 1000)),
+                    service: Service::tcp(1 + (n % 12) as u16),
+                    guarded: true,
+                })
+                .collect();
+            let mut each = connections.iter().cycle();
+            let mut next = || each.next().expect("a cycle has no end");
+            group.bench_function(BenchmarkId::new("evaluate", whose), |bench| bench.iter(|| evaluate(&scene, black_box(next()))));
+            group.bench_function(BenchmarkId::new("looked up", whose), |bench| {
+                bench.iter(|| index.evaluate(black_box(next()), scene.now));
+            });
         }
+        group.bench_function("the index made", |bench| bench.iter(|| Index::of(black_box(&set), &networks)));
+        group.finish();
     }
-    table.print();
-}
-
-pub(crate) fn run(short: bool) {
-    evaluations(short);
 }

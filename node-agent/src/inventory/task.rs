@@ -202,7 +202,8 @@ impl Task {
                     }
                     self.publish(Timestamp::now());
                 }
-                _ = unclaimed.tick() => self.publish(Timestamp::now()),
+                // A port may have become nobody's.
+                _ = unclaimed.tick(), if !self.unclaimed.is_empty() => self.publish(Timestamp::now()),
                 () = self.sender.closed() => return Ok(()),
             }
         }

@@ -25,8 +25,8 @@ use crate::inventory::Snapshot;
 /// How often flows are named while some wait for it, and how often the rest is looked after.
 const TURN: Duration = Duration::from_millis(25);
 const IDLE: Duration = Duration::from_millis(100);
-/// How often sysctls, the table and the room in conntrack's table are looked at.
-const ROUND: Duration = Duration::from_secs(1);
+/// How often sysctls and the table are looked at: what somebody switched off is on again within the second.
+const ROUND: Duration = Duration::from_millis(500);
 /// Reading the table may take at most one part in this many of the time.
 const SHARE: u32 = 50;
 /// A repair after loss may come as soon as this after the sweep before it.
@@ -240,6 +240,9 @@ impl Worker {
     }
 
     fn resolve(&mut self) {
+        if self.attribution.rests() {
+            return;
+        }
         let snapshot = Arc::clone(&self.parts.snapshots.borrow());
         // An inventory that was never filled would make outsiders of the node's own containers, for as long as the record lasts.
         if snapshot.engine.is_empty() && self.attribution.waiting() < WITHOUT_ENGINE {
