@@ -15,6 +15,8 @@ fn approved() -> (Desk, Node) {
     for workload in ["shop/web", "shop/db", "shop/worker"] {
         desk.approve(workload);
     }
+    // The command returns once it is decided, and the node has it a moment later.
+    node.plan(3);
     (desk, node)
 }
 
@@ -82,7 +84,6 @@ fn an_apply_that_cuts_says_beforehand_what_it_would_deny_and_end_as_a_switch_doe
         let ended = Ended { edge, connections: 2, examples: Vec::new(), reason: "no rule".to_owned() };
         *node.preview.lock().unwrap() = Preview { ended: vec![ended], unlearned: Vec::new() };
     };
-    let generations = node.generations();
     // To Enforce: asked, as `mode` asks.
     desk.run("segment add shop").done();
     let segment = desk.run("get segments shop -o yaml").done();
@@ -97,7 +98,8 @@ fn an_apply_that_cuts_says_beforehand_what_it_would_deny_and_end_as_a_switch_doe
     let dry = desk.args(&["apply", "--dry-run", "-f", &file]).done();
     assert!(dry.contains("2 established connections would end") && dry.contains("Dry run: nothing was changed"), "{dry}");
     assert_eq!(mode_of(&desk, "shop"), "Learn");
-    assert_eq!(node.generations().len(), generations.len() + 1, "only the segment was made");
+    node.plan(4);
+    assert_eq!(node.generations(), [1, 2, 3, 4], "only the segment was made");
     desk.args(&["apply", "--yes", "-f", &file]).done();
     assert_eq!(mode_of(&desk, "shop"), "Enforce");
 

@@ -12,6 +12,7 @@ fn furnished() -> (Desk, Node) {
     desk.run("mode shop audit").done();
     desk.run("allow shop/worker outside:2001:db8::/32 udp/8000-8010 --for 2d").done();
     desk.run("quarantine shop/worker --comment because").done();
+    node.plan(6);
     (desk, node)
 }
 
