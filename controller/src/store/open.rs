@@ -87,7 +87,12 @@ fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreEr
 /// Whether there is a log with anything in it beyond its header of 32 bytes (sqlite.org/fileformat2.html, 4.1).
 fn has_log(path: &Path) -> Result<bool, StoreError> {
     let log = beside(path, "-wal");
-    Ok(exists(&log)? && log.metadata().map_err(io("look at", &log))?.len() > 32)
+    match log.metadata() {
+        Ok(found) => Ok(found.len() > 32),
+        // One look, not two: a connection that was dropped takes its empty log away when its thread comes to it.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(io("look at", &log)(error)),
+    }
 }
 
 fn exists(path: &Path) -> Result<bool, StoreError> {
