@@ -154,8 +154,9 @@ impl Attribution {
 
     /// Names what is old enough, from the scene as it is known now.
     pub fn resolve(&mut self, scene: &Scene<'_>, listening: &mut Listening<'_>, now: Timestamp, out: &mut Vec<Fact>) {
-        let age = |wire: &Wire| now.duration_since(wire.time);
-        let ripe = self.waiting.take_ripe(|waiting| age(&waiting.wire) >= SETTLE);
+        // What lies further ahead than anything is waited for was before the clock was put back.
+        let within = |since: Timestamp, least: SignedDuration| (-HOLD..least).contains(&now.duration_since(since));
+        let ripe = self.waiting.take_ripe(|waiting| !within(waiting.wire.time, SETTLE));
         // The proxy's client comes before the proxy's own leg, even if the client has no name yet.
         for (flow, waiting) in ripe.iter().filter(|(_, waiting)| !waiting.denied) {
             if let Some(door) = scene.door(&waiting.wire) {
@@ -166,7 +167,7 @@ impl Attribution {
             let ends = scene.name(listening, &waiting.wire, waiting.forged);
             let tried = *waiting.tried.get_or_insert(now);
             // Of a container that was listed the process comes a little later, and with it who listens.
-            if (ends.unknown() && age(&waiting.wire) < HOLD) || (!ends.direction_known && now.duration_since(tried) < HOLD) {
+            if (ends.unknown() && within(waiting.wire.time, HOLD)) || (!ends.direction_known && within(tried, HOLD)) {
                 self.waiting.hold(flow, waiting);
             } else {
                 self.introduce(scene, flow, waiting, ends, out);
@@ -174,7 +175,7 @@ impl Attribution {
         }
         self.doors.forget(now);
         while let Some(&(since, flow)) = self.proxied.front()
-            && now.duration_since(since) >= HOLD
+            && !within(since, HOLD)
         {
             self.proxied.pop_front();
             // No leg came: the client's own outcome has to do.

@@ -178,6 +178,15 @@ fn a_flow_waits_for_the_inventory_and_is_named_with_the_time_of_its_packet() {
 }
 
 #[test]
+fn a_clock_that_is_put_back_keeps_nobody_waiting() {
+    let mut world = World::with(vec![container("web", "br0", "10.0.0.2"), container("db", "br0", "10.0.0.3")]);
+    let before = Wire { time: at(3_600_000), ..wire("10.0.0.2", "10.0.0.3", 5432, BRIDGE, BRIDGE) };
+    let after = wire("10.0.0.2", "10.0.0.3", 5433, BRIDGE, BRIDGE);
+    assert!(world.says(flow(1, before).into_iter().chain(flow(2, after))).is_empty());
+    assert_eq!(edges(&world.resolve(at(1200))), ["web -> db tcp/5432", "web -> db tcp/5433"]);
+}
+
+#[test]
 fn an_address_that_passed_on_belongs_to_whoever_had_it_at_the_time_of_the_packet() {
     let mut world = World::with(vec![container("old", "br0", "10.0.0.2"), container("b", "br0", "10.0.0.3")]);
     let late = Wire { time: at(1100), ..wire("10.0.0.2", "10.0.0.3", 443, BRIDGE, BRIDGE) };
