@@ -5,13 +5,13 @@
 //! An ordered set of 10,000 rules is some thirty comparisons of names deep, each on another line of memory. Here the two ends of a
 //! connection are hashed once each, and everything else goes by their numbers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use foldhash::fast::RandomState;
 use jiff::Timestamp;
 
 use super::{Connection, Decision, Scene, Side, Standing, judged, side};
+use crate::hash::QuickMap;
 use crate::policy_set::{Direction, Peer, PolicySet, Rule, WorkloadPolicy};
 use crate::segment::Selector;
 use crate::service::Service;
@@ -21,13 +21,13 @@ use crate::workload::{Endpoint, Workload};
 #[derive(Clone, Debug, Default)]
 pub struct Index {
     /// Everybody who is named anywhere: in a policy or by a rule, by a segment, in quarantine, or known to run.
-    numbers: HashMap<Workload, u32, RandomState>,
+    numbers: QuickMap<Workload, u32>,
     /// By number.
     members: Vec<Member>,
     /// Those who are named nowhere go by their project alone.
-    projects: HashMap<String, Standing, RandomState>,
+    projects: QuickMap<String, Standing>,
     /// Which of `rules` are about whom: see `pair`.
-    between: HashMap<u64, Range<u32>, RandomState>,
+    between: QuickMap<u64, Range<u32>>,
     /// In the order of each policy.
     rules: Vec<Rule>,
 }
