@@ -119,18 +119,15 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
             Ok(()) = snapshots.changed() => {
                 let snapshot = snapshots.borrow_and_update().clone();
                 work.moved(snapshot);
-                work.write_what_is_due();
                 work.beat(&observer);
             }
             Some(order) = orders.recv() => work.order(order),
             change = foreign.changed() => work.touched(change),
-            () = wake => {
-                work.bind_again();
-                work.write_what_is_due();
-            }
+            () = wake => drop(work.bind_again()),
             Some(facts) = facts.recv() => facts.iter().for_each(|fact| work.saw(fact)),
             _ = pulse.tick() => work.beat(&observer),
         }
+        work.write_what_is_due();
     }
     info!("stopping; what is enforced stays in the kernel");
     // The switches stay with what they serve; `down` puts them back.
