@@ -21,8 +21,6 @@ use super::expression::{Field, Ip};
 use super::filter::named;
 use super::model::{Key, KeyType, Rule, Set, Table, Verdict, interface_name, part};
 
-const IPV4: [u8; 2] = [0x08, 0x00];
-const IPV6: [u8; 2] = [0x86, 0xdd];
 const IPS: [Ip; 2] = [Ip::V4, Ip::V6];
 
 /// Adds the sets of subnets. Their keys begin with the type of the packet: one look-up, and no IPv6 packet is read as IPv4.
@@ -41,10 +39,10 @@ pub(super) fn ranges(subnets: &BTreeSet<IpNet>) -> Vec<(Ip, Key)> {
     let all: Vec<IpNet> = subnets.iter().copied().chain(link_local).collect();
     // Disjoint, or the kernel refuses (nft_set_pipapo.c).
     let range = |net: &IpNet| {
-        let (ip, ethertype) = if matches!(net, IpNet::V4(_)) { (Ip::V4, IPV4) } else { (Ip::V6, IPV6) };
+        let ip = if matches!(net, IpNet::V4(_)) { Ip::V4 } else { Ip::V6 };
         let end = |address| {
             let mut key = Vec::new();
-            part(&mut key, &ethertype);
+            part(&mut key, &ip.ethertype());
             part(&mut key, &octets(address));
             key
         };
@@ -65,7 +63,7 @@ fn addressed() -> impl Iterator<Item = Rule> {
 }
 
 fn icmpv6(comment: &str, types: &str) -> Draft {
-    rule(comment).equals(Field::Protocol, &IPV6).l4(libc::IPPROTO_ICMPV6 as u8).within(&[Field::Icmpv6Type], types)
+    rule(comment).equals(Field::Protocol, &Ip::V6.ethertype()).l4(libc::IPPROTO_ICMPV6 as u8).within(&[Field::Icmpv6Type], types)
 }
 
 /// Neighbour discovery that was not routed (RFC 4861, 7.1: hop limit 255).

@@ -30,6 +30,16 @@ pub(super) enum Ip {
     V6,
 }
 
+impl Ip {
+    /// Its type in a frame (ETH_P_IP, ETH_P_IPV6 in linux/if_ether.h).
+    pub(super) const fn ethertype(self) -> [u8; 2] {
+        match self {
+            Self::V4 => [0x08, 0x00],
+            Self::V6 => [0x86, 0xdd],
+        }
+    }
+}
+
 /// One thing that a rule reads from a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Field {

@@ -23,8 +23,8 @@ const BEFORE_INET: i32 = -300;
 const BEHIND_INET: i32 = 200;
 
 const ARP: [u8; 2] = [0x08, 0x06];
-const IPV4: [u8; 2] = [0x08, 0x00];
-const IPV6: [u8; 2] = [0x86, 0xdd];
+const IPV4: [u8; 2] = Ip::V4.ethertype();
+const IPV6: [u8; 2] = Ip::V6.ethertype();
 
 /// The address that IPv6 makes from a MAC address by itself (RFC 4291, appendix A).
 pub(super) fn link_local(mac: [u8; 6]) -> Ipv6Addr {
@@ -108,13 +108,9 @@ fn prerouting() -> Vec<Rule> {
 /// Connection tracking puts fragments together by addresses and id, whatever bridge they came by, and what comes of it has the mark
 /// of the first: so nobody else sends a piece of it. Where another bridge has the same subnet, nobody can tell.
 fn piece(comment: &str, ip: Ip) -> super::build::Draft {
-    // Within a tag too: so br_netfilter may have been told to look (bridge-nf-filter-vlan-tagged).
-    let ethertype = match ip {
-        Ip::V4 => IPV4,
-        Ip::V6 => IPV6,
-    };
     rule(comment)
-        .equals(Field::Protocol, &ethertype)
+        // Within a tag too: so br_netfilter may have been told to look (bridge-nf-filter-vlan-tagged).
+        .equals(Field::Protocol, &ip.ethertype())
         .piece(ip)
         .within(&[Field::Protocol, Field::Source(ip)], &super::filter::named("subnets", ip))
 }

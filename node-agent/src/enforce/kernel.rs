@@ -4,7 +4,6 @@
 //! kernel's own (it renames registers and adds defaults), so it is remembered as read right after our transaction, at the same
 //! generation, and compared with that from then on.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use nix::libc;
 
 use super::attribute::{self, Attributes, as_be32, as_text, find, nest, read, text};
 use super::change::Edits;
-use super::model::{Chain, Family, Hook, Key, Set, Table, Value, Verdict, show, show_mac};
+use super::model::{Chain, Family, Hook, Key, Set, Table, Value, Verdict, along, show, show_mac};
 use super::socket::{NftSocket, Question, SocketError};
 use super::transaction::{Frame, element, element_list};
 use super::{TABLE, Tables};
@@ -364,28 +363,17 @@ fn compare_elements(
     Ok(())
 }
 
-/// Where what is held differs from what is wanted. Both are in order, so one walk along both finds it.
+/// Where what is held differs from what is wanted.
 fn differences<'a>(set: &'a Set, held: &'a BTreeMap<Key, Data>) -> impl Iterator<Item = (&'a Key, &'static str)> {
-    let (mut wanted, mut held) = (set.elements.iter().peekable(), held.iter().peekable());
-    let next = move || loop {
-        let order = match (wanted.peek(), held.peek()) {
-            (Some((wanted, _)), Some((held, _))) => wanted.cmp(held),
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (None, None) => return None,
+    along(&set.elements, held).filter_map(|(key, wanted, held)| {
+        let what = match (wanted, held) {
+            (Some(_), None) => GONE,
+            (Some(value), Some(data)) if *data != Data::from(*value) => OTHER,
+            (Some(_), Some(_)) => return None,
+            (None, _) => FOREIGN,
         };
-        match order {
-            Ordering::Less => return wanted.next().map(|(key, _)| (key, GONE)),
-            Ordering::Greater => return held.next().map(|(key, _)| (key, FOREIGN)),
-            Ordering::Equal => {
-                let ((key, value), (_, data)) = wanted.next().zip(held.next())?;
-                if *data != Data::from(*value) {
-                    return Some((key, OTHER));
-                }
-            }
-        }
-    };
-    std::iter::from_fn(next)
+        Some((key, what))
+    })
 }
 
 /// The elements in one message's attributes, read in place.

@@ -146,30 +146,33 @@ pub(super) struct Set {
 /// Elements by their keys.
 type Elements<'a> = Vec<(&'a Key, &'a Value)>;
 
-/// Elements that one of two sets has and the other one hasn't, or not with this value: those to go, those to come. Both sets are in
-/// order, so one walk along both finds them.
+/// Each key of two maps in order, with what either has there: one walk along both.
+pub(super) fn along<'a, K: Ord, A, B>(
+    one: &'a BTreeMap<K, A>,
+    other: &'a BTreeMap<K, B>,
+) -> impl Iterator<Item = (&'a K, Option<&'a A>, Option<&'a B>)> {
+    let (mut one, mut other) = (one.iter().peekable(), other.iter().peekable());
+    std::iter::from_fn(move || {
+        let order = match (one.peek(), other.peek()) {
+            (Some((a, _)), Some((b, _))) => a.cmp(b),
+            (Some(_), None) => Ordering::Less,
+            (None, _) => Ordering::Greater,
+        };
+        let a = if order.is_le() { one.next() } else { None };
+        let b = if order.is_ge() { other.next() } else { None };
+        let key = a.map(|(key, _)| key).or(b.map(|(key, _)| key))?;
+        Some((key, a.map(|(_, value)| value), b.map(|(_, value)| value)))
+    })
+}
+
+/// Elements that one of two sets has and the other one hasn't, or not with this value: those to go, those to come.
 pub(super) fn differing<'a>(old: &'a BTreeMap<Key, Value>, new: &'a BTreeMap<Key, Value>) -> (Elements<'a>, Elements<'a>) {
     let (mut gone, mut come) = (Vec::new(), Vec::new());
-    let (mut before, mut after) = (old.iter().peekable(), new.iter().peekable());
-    loop {
-        let order = match (before.peek(), after.peek()) {
-            (Some((before, _)), Some((after, _))) => before.cmp(after),
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (None, None) => return (gone, come),
-        };
-        match order {
-            Ordering::Less => gone.extend(before.next()),
-            Ordering::Greater => come.extend(after.next()),
-            Ordering::Equal => {
-                let (was, is) = (before.next(), after.next());
-                if was.map(|(_, value)| value) != is.map(|(_, value)| value) {
-                    gone.extend(was);
-                    come.extend(is);
-                }
-            }
-        }
+    for (key, before, after) in along(old, new).filter(|(_, before, after)| before != after) {
+        gone.extend(before.map(|value| (key, value)));
+        come.extend(after.map(|value| (key, value)));
     }
+    (gone, come)
 }
 
 /// A set that packets fill.
