@@ -226,3 +226,72 @@ fn overlapping_fragments_make_no_packet_that_is_not_allowed() {
         assert!(far.sees(PATIENTLY, marker.as_bytes()), "{to}");
     }
 }
+
+#[test]
+fn a_mark_that_another_tool_keeps_with_the_connection_carries_nobody_through_the_node() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let unbound = bridge.add("unbound");
+    let mut foreign = lab::Bridge::new(&host, "br9", "10.9.0.0/24", "2001:db8:9::/64");
+    let y = foreign.add("y");
+    let internet = Internet::behind(&host);
+    settled(&host);
+    known(&host, &[&a, &b], "br0");
+    host.nft("table inet other { chain pre { type filter hook prerouting priority mangle; ct mark != 0 meta mark set ct mark; }; chain post { type filter hook postrouting priority mangle; ct mark set meta mark; }; }");
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    let mut enforcer = enforcer(&host);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "udp/53");
+    let policy = ["203.0.113.0/24", "2001:db8:ffff::/64"]
+        .into_iter()
+        .fold(policy, |policy, net| policy.egress("a", &format!("outside:{net}"), "udp/53"));
+    apply(&mut enforcer, &policy.bind(&inventory));
+    let (near, far, out) = (Frames::open(&a.netns, "eth0"), Frames::open(&b.netns, "eth0"), Frames::open(&internet.netns, "down0"));
+    let (thief, elsewhere) = (Frames::open(&unbound.netns, "eth0"), Frames::open(&y.netns, "eth0"));
+    let (gateway, other) = (mac_of(&host, "br0"), mac_of(&host, "br9"));
+    let outside = ["203.0.113.1", "2001:db8:ffff::1"].map(|at| at.parse::<IpAddr>().unwrap());
+    for ((from, to), server) in a.addresses().into_iter().zip(b.addresses()).zip(outside) {
+        talk(&near, &far, [a.mac, b.mac], from, to);
+        near.send(&udp(a.mac, gateway, (from, CLIENT), (server, 53), b"lab-a-question-outside"));
+        assert!(out.sees(PATIENTLY, b"lab-a-question-outside"), "{server}");
+        out.send(&udp(mac_of(&internet.netns, "down0"), mac_of(&host, "up0"), (server, 53), (from, CLIENT), b"lab-an-answer-outside"));
+        assert!(near.sees(PATIENTLY, b"lab-an-answer-outside"), "{server}");
+        for (name, wire, mac, gateway) in [("unbound", &thief, unbound.mac, gateway), ("somebody's bridge", &elsewhere, y.mac, other)] {
+            wire.send(&udp(mac, gateway, (from, CLIENT), (to, 53), b"lab-as-a-neighbour"));
+            assert!(!far.sees(BRIEFLY, b"lab-as-a-neighbour"), "{name}: {from} -> {to}");
+        }
+        thief.send(&udp(unbound.mac, gateway, (from, CLIENT), (server, 53), b"lab-as-a-neighbour-out"));
+        assert!(!out.sees(BRIEFLY, b"lab-as-a-neighbour-out"), "{from} -> {server}");
+        thief.send(&udp(unbound.mac, gateway, (server, 53), (from, CLIENT), b"lab-as-the-outside"));
+        assert!(!near.sees(BRIEFLY, b"lab-as-the-outside"), "{server} -> {from}");
+    }
+}
+
+#[test]
+fn a_tool_that_writes_whole_marks_cuts_nothing_and_opens_nothing() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let unbound = bridge.add("unbound");
+    settled(&host);
+    host.nft("table inet other { chain pre { type filter hook prerouting priority raw; meta mark set 0x7; }; }");
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    let mut enforcer = enforcer(&host);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "udp/53").egress("a", "host:", "udp/53");
+    apply(&mut enforcer, &policy.bind(&inventory));
+    let (wire, far) = (Frames::open(&a.netns, "eth0"), Frames::open(&b.netns, "eth0"));
+    let thief = Frames::open(&unbound.netns, "eth0");
+    let gateway = mac_of(&host, "br0");
+    let gateways: [IpAddr; 2] = [bridge.gateway_v4().into(), bridge.gateway_v6().into()];
+    for ((from, to), at) in a.addresses().into_iter().zip(b.addresses()).zip(gateways) {
+        talk(&wire, &far, [a.mac, b.mac], from, to);
+        let node = Server::udp_echo(&host, (at, 53).into());
+        wire.send(&udp(a.mac, gateway, (from, CLIENT), (at, 53), b"lab-allowed"));
+        assert!(wire.sees(PATIENTLY, b"lab-allowed"), "{at} answers {from}");
+        wire.send(&udp(a.mac, b.mac, (from, CLIENT), (to, 54), b"lab-denied"));
+        assert!(!far.sees(BRIEFLY, b"lab-denied"), "{from} -> {to}");
+        let heard = node.heard();
+        thief.send(&udp(unbound.mac, gateway, (from, CLIENT), (at, 53), b"lab-by-nobody"));
+        thief.send(&udp(unbound.mac, b.mac, (from, CLIENT), (to, 53), b"lab-by-nobody"));
+        assert!(!far.sees(BRIEFLY, b"lab-by-nobody"), "{from} -> {to}");
+        assert_eq!(node.heard(), heard, "{from} -> {at}");
+    }
+}

@@ -62,8 +62,8 @@ pub(super) fn edits(held: &Tables, change: &Change, after: &Ruleset, links: &Lin
     draft.gone(node.gone.iter().map(|&address| entries::node(address)));
     draft.there(node.new.iter().map(|&address| entries::node(address)));
     for (name, turn) in watched {
-        draft.gone(turn.before.into_iter().flat_map(|watch| entries::watch(name, watch)));
-        draft.there(turn.after.into_iter().flat_map(|watch| entries::watch(name, watch)));
+        draft.gone(turn.before.into_iter().flat_map(|watch| entries::watch(name, watch, links)));
+        draft.there(turn.after.into_iter().flat_map(|watch| entries::watch(name, watch, links)));
     }
     for (spot, turn) in sides {
         draft.gone(turn.before.into_iter().flat_map(|standing| entries::side(spot, standing, links)));

@@ -318,7 +318,7 @@ fn without((low, high): Span, others: &[Span]) -> Vec<Span> {
 /// Everything but the pairs: bridges, sides, doors, ports, who may talk to whom.
 pub(super) fn others<'a>(ruleset: &'a Ruleset, links: &'a Links) -> impl Iterator<Item = Entry> + 'a {
     let bridges = ruleset.bridges.iter().map(|name| entries::bridge(name));
-    let watched = ruleset.watched.iter().flat_map(|(name, watch)| entries::watch(name, *watch));
+    let watched = ruleset.watched.iter().flat_map(move |(name, watch)| entries::watch(name, *watch, links));
     let sides = ruleset.sides.iter().flat_map(move |(spot, standing)| entries::side(spot, *standing, links));
     let doors = ruleset.doors.iter().filter_map(|(door, standing)| entries::door(door, *standing));
     let inward = ruleset.inward.iter().map(|(door, standing)| entries::inward(door, *standing));

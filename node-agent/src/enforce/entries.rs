@@ -54,10 +54,14 @@ pub(super) fn bridge(name: &str) -> Entry {
 }
 
 /// A bridge whose packets are looked at.
-pub(super) fn watch(name: &str, watch: Watch) -> impl Iterator<Item = Entry> {
-    let name = interface_name(name);
-    let guarded = [inet("guarded", name.clone()), entry(Family::Arp, "guarded", name.clone())];
-    std::iter::once(inet("watched", name)).chain(guarded.into_iter().filter(move |_| watch.guarded))
+pub(super) fn watch(name: &str, watch: Watch, links: &Links) -> Vec<Entry> {
+    let text = interface_name(name);
+    let mut entries = vec![inet("watched", text.clone())];
+    if watch.guarded {
+        entries.extend([inet("guarded", text.clone()), entry(Family::Arp, "guarded", text)]);
+        entries.extend(links.index(name).map(|index| inet("guarded_index", key([&index.to_ne_bytes()]))));
+    }
+    entries
 }
 
 /// How a spot is treated; nothing where its bridge is not there.

@@ -1,8 +1,8 @@
 //! The table `inet bulkhead`: one meaning with `policy::evaluate`, in look-ups. See `policy::ruleset` for the reasons.
 //!
-//! The road of a packet in forward, input and output, in this order:
-//! 1. From a guarded bridge with the mark of the guard (table `bridge bulkhead`): what is established passes at once. Without the
-//!    mark: dropped, whatever it says.
+//! The road of a packet, in this order:
+//! 1. In prerouting, from a guarded bridge without the mark of the guard (table `bridge bulkhead`): dropped, whatever it says.
+//!    In forward, what is established passes at once from there.
 //! 2. Established, and begun here: passes. Connection tracking knows no bridges: where nobody is judged, anybody can make it believe
 //!    in a connection between any two addresses. So what the filter let begin has a bit in its label, and nothing else counts.
 //!    Related: ICMP errors from who may talk to the receiver; never redirects; what a helper expects is a connection like any other.
@@ -36,6 +36,9 @@ use super::{ACCEPTED, PINNED, UDP_ANSWER_WINDOW};
 
 /// Before every filter of the engine (priority 0) and of iptables-nft: what is dropped here never gets there.
 const PRIORITY: i32 = -10;
+
+/// Before everything else in prerouting (NF_IP_PRI_RAW_BEFORE_DEFRAG in linux/netfilter_ipv4.h).
+const BEFORE_TRACKING: i32 = -450;
 
 /// Bits of `ct state` (NF_CT_STATE_BIT in linux/netfilter/nf_conntrack_common.h).
 const ESTABLISHED: u32 = 1 << 1;
@@ -118,6 +121,8 @@ pub(super) fn table(shape: &Shape) -> Table {
     for name in shape {
         table.sets.insert(name.to_string(), name.empty_set());
     }
+    let first = Hook { number: libc::NF_INET_PRE_ROUTING as u32, priority: BEFORE_TRACKING };
+    table.chains.insert("prerouting".to_owned(), Chain { hook: Some(first), rules: prerouting() });
     let mut chain = |name: &str, hook: Option<u32>, rules: Vec<Rule>| {
         let hook = hook.map(|number| Hook { number, priority: PRIORITY });
         table.chains.insert(name.to_owned(), Chain { hook, rules });
@@ -202,6 +207,8 @@ fn constant_sets(table: &mut Table) {
     add("known".into(), Set::of(&names, "bridges that were there when the agent last looked"));
     add("watched".into(), Set::of(&names, "bridges whose packets are judged"));
     add("guarded".into(), Set::of(&names, "bridges where an unknown address is dropped"));
+    // Most packets ask this, and a number is asked in half the time of a name.
+    add("guarded_index".into(), Set::of(&[KeyType::InterfaceIndex], "the same by number"));
     for ip in IPS {
         let spot = [KeyType::InterfaceIndex, address(ip)];
         let verdicts = |key: &[KeyType], comment| Set { holds: Holds::Verdict, ..Set::of(key, comment) };
@@ -243,8 +250,11 @@ pub(super) fn neighbours() -> Set {
     types(KeyType::Icmpv6Type, "neighbour discovery between any two ends of a bridge", &[135, 136])
 }
 
-fn unpinned() -> Rule {
-    rule("not let in by the guard of its port: spoofed, or from a port nobody bound yet").within(&[Field::Iifname], "guarded").drop()
+/// The guard's mark is believed before anybody else has the packet: later it may be one that a tool keeps with a connection, and what
+/// comes from a guarded bridge needs no mark, since the guard let it in.
+fn prerouting() -> Vec<Rule> {
+    let unpinned = rule("not let in by the guard of its port: spoofed, or from a port nobody bound yet").mark_lacks(PINNED);
+    vec![unpinned.within(&[Field::Iifname], "guarded").drop()]
 }
 
 /// What comes by a road that is not guarded has no address of a network that is. Connection tracking knows no roads: it would take such
@@ -261,16 +271,14 @@ fn strays() -> Vec<Rule> {
 }
 
 fn forward() -> Vec<Rule> {
-    // The guard marks only what comes from a guarded bridge, which is a watched one.
-    let from_guarded = |comment| rule(comment).mark_has(PINNED);
     vec![
-        from_guarded("what follows a connection that was allowed, from who it says: the road of most packets")
+        rule("what follows a connection that was allowed, from who it says: the road of most packets")
+            .within(&[Field::Iif], "guarded_index")
             .state(GOING_ON)
             .begun()
             .mark(0, ACCEPTED)
             .then(Verdict::Accept),
-        from_guarded("from a guarded bridge, from who it says").then(Verdict::Goto("judge")),
-        unpinned(),
+        rule("from a guarded bridge, from who it says").within(&[Field::Iifname], "guarded").then(Verdict::Goto("judge")),
         rule("from a watched bridge").within(&[Field::Iifname], "watched").then(Verdict::Goto("stranger")),
         rule("to a watched bridge").within(&[Field::Oifname], "watched").then(Verdict::Goto("stranger")),
         anew::from("anew"),
@@ -285,9 +293,7 @@ fn input() -> Vec<Rule> {
         // Neither a bridge's hooks nor the bridge's name in ours: such a frame goes past both, as if the port were no port
         // (br_handle_frame returns RX_HANDLER_PASS). The node would take the IP packet in it.
         rule("IP to a MAC address of bridge protocols: it came in around the bridge").reserved_destination().drop(),
-        // What a tunnel takes out of it came by another road, and the kernel leaves it the mark.
-        rule("from a container to the node, from who it says").mark_has(PINNED).mark(PINNED, 0).then(Verdict::Goto("arrival")),
-        unpinned(),
+        rule("from a container to the node, from who it says").within(&[Field::Iifname], "guarded").then(Verdict::Goto("arrival")),
         rule("from a container to the node").within(&[Field::Iifname], "watched").then(Verdict::Goto("stranger_arrival")),
         anew::from("anew_node"),
         rule("to a port published by the engine's proxy").then(Verdict::Goto("door")),
