@@ -151,7 +151,7 @@ impl Observer {
     pub fn start(options: Options, snapshots: watch::Receiver<Arc<Snapshot>>) -> Result<(mpsc::Receiver<Vec<Fact>>, Self), ObserveError> {
         let Options { mut originals, mut keep, buffer, sweep, filtered, limits } = options;
         let links = Links::open().map_err(failed("watch the node's interfaces"))?;
-        originals.switch_on(&mut keep)?;
+        let switched_off = originals.switch_on(&mut keep)?;
         let prepared = Table::install().map_err(ObserveError::from).and_then(|table| {
             let reader = Reader::open(buffer).map_err(failed("listen to conntrack's events"))?;
             Ok((table, reader))
@@ -160,7 +160,7 @@ impl Observer {
             Ok(prepared) => prepared,
             Err(error) => {
                 // Nothing was begun: nothing stays.
-                originals.restore()?;
+                originals.put_back(&mut keep)?;
                 return Err(error);
             }
         };
@@ -197,6 +197,7 @@ impl Observer {
             limits,
             since,
             blind,
+            switched_off,
         });
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name(name.to_owned()).spawn(body).map_err(failed("start a thread"))

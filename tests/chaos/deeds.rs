@@ -142,8 +142,7 @@ impl Scene<'_> {
         }
     }
 
-    /// Waits for an agent that has lived for a while. One that comes later finds switches off as after a boot, puts them on, and has
-    /// nobody to blame.
+    /// Waits for an agent that has lived for a while. One that is killed between a repair and its report has told nobody.
     fn agent_lives(&self) {
         let agent = || child(&self.up.lock().unwrap(), "bulkhead-agent run");
         eventually(HEALED_WITHIN, || {

@@ -198,6 +198,13 @@ impl Watching {
         edges.chain(self.flows.iter().map(flow)).collect()
     }
 
+    /// Ends as an agent does: the switches stay on.
+    pub(crate) fn leave(&mut self) {
+        if let Some(observer) = self.observer.take() {
+            observer.leave();
+        }
+    }
+
     /// Stops, and reads what still came.
     pub(crate) fn stop(&mut self) {
         if let Some(observer) = self.observer.take() {

@@ -1,12 +1,14 @@
 //! What is switched on to see, watched, and put back.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lab::{Bridge, Netns, Server, eventually, needs_root};
-use node_agent::observe::Observer;
 use node_agent::observe::table::TABLE;
+use node_agent::observe::{Observer, Options, Originals};
 
-use crate::node::Node;
+use crate::node::{Node, Watching};
 
 const SYSCTLS: [&str; 3] = ["nf_conntrack_acct", "nf_conntrack_timestamp", "nf_conntrack_events"];
 
@@ -103,4 +105,83 @@ fn nobody_can_flush_the_observation_away() {
     let _server = Server::tcp_echo(&b.netns, (b.v4, 80).into());
     assert!(a.netns.tcp_echo((b.v4, 80).into(), b"x"));
     watching.until("a -> b tcp/80", |seen| seen.established == 1);
+}
+
+/// What an agent keeps on its disk.
+type Disk = Arc<Mutex<Originals>>;
+
+/// The next agent on a node, with what the one before kept.
+fn agent(host: &Netns, disk: &Disk, bridges: &[&Bridge<'_>]) -> Watching {
+    let (originals, kept) = (disk.lock().unwrap().clone(), Arc::clone(disk));
+    let keep = Box::new(move |originals: &Originals| {
+        *kept.lock().unwrap() = originals.clone();
+        Ok(())
+    });
+    let watching = Node::with(bridges).observe_with(host, Options { originals, keep, ..Options::default() });
+    eventually(Duration::from_secs(10), || {
+        let on = bridges.iter().all(|bridge| disk.lock().unwrap().on.bridges.contains_key(&bridge.name));
+        let round = watching.account().room.1 > 0;
+        if on && round { Ok(()) } else { Err(format!("{:?}", disk.lock().unwrap())) }
+    });
+    watching
+}
+
+#[test]
+fn what_was_switched_off_while_no_agent_lived_is_told_by_the_next_one_and_not_after_a_boot() {
+    needs_root!();
+    let host = Netns::new("host");
+    // One was on before us.
+    let (first, second) =
+        (Bridge::new(&host, "br0", "10.9.1.0/24", "fd09:1::/64"), Bridge::new(&host, "br1", "10.9.2.0/24", "fd09:2::/64"));
+    second.set_nf_call(false);
+    let disk = Disk::default();
+    let off = || {
+        first.set_nf_call(false);
+        second.set_nf_call(false);
+        host.set_sysctl("net.netfilter.nf_conntrack_acct", "0");
+    };
+    let on = || {
+        [nf_call(&host, "br0"), nf_call(&host, "br1")].iter().all(|calls| calls == &["nf_call_iptables 1", "nf_call_ip6tables 1"])
+            && host.sysctl("net.netfilter.nf_conntrack_acct").as_deref() == Some("1")
+    };
+    let told = |watching: &Watching, names: &[&str]| {
+        let expected: BTreeMap<String, u64> = names.iter().map(|name| ((*name).to_owned(), 1)).collect();
+        eventually(Duration::from_secs(10), || {
+            let account = watching.account();
+            if on() && account.repaired == expected { Ok(()) } else { Err(format!("{account:?}")) }
+        });
+    };
+    let all = ["netfilter of bridge br0", "netfilter of bridge br1", "nf_conntrack_acct"];
+
+    let mut watching = agent(&host, &disk, &[&first, &second]);
+    told(&watching, &[]);
+    watching.leave();
+    let before = disk.lock().unwrap().clone();
+    off();
+    watching = agent(&host, &disk, &[&first, &second]);
+    told(&watching, &all);
+    watching.leave();
+    let after = disk.lock().unwrap().clone();
+    assert_eq!(after, before, "how the host was before is not what somebody made of it meanwhile");
+
+    // Nothing was switched off: nothing is said.
+    watching = agent(&host, &disk, &[&first, &second]);
+    told(&watching, &[]);
+    watching.leave();
+    // Nor where the machine started anew.
+    off();
+    disk.lock().unwrap().on.boot = "another".to_owned();
+    watching = agent(&host, &disk, &[&first, &second]);
+    told(&watching, &[]);
+    // Nor where we put it back ourselves.
+    watching.stop();
+    watching = agent(&host, &disk, &[&first, &second]);
+    told(&watching, &[]);
+    watching.leave();
+    // Nor of a bridge that was made anew.
+    host.ip("link del br1");
+    let second = Bridge::new(&host, "br1", "10.9.2.0/24", "fd09:2::/64");
+    second.set_nf_call(false);
+    watching = agent(&host, &disk, &[&first, &second]);
+    told(&watching, &[]);
 }

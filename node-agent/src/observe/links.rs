@@ -62,9 +62,9 @@ impl Links {
         &self.names
     }
 
-    /// The switches of a bridge; `None`: there is no such bridge.
-    pub(super) fn calls(&self, bridge: &str) -> Option<Calls> {
-        self.bridges.get(bridge).map(|(_, calls)| *calls)
+    /// The index and the switches of a bridge; `None`: there is no such bridge.
+    pub(super) fn bridge(&self, name: &str) -> Option<(u32, Calls)> {
+        self.bridges.get(name).copied()
     }
 
     /// Messages that could not be read.

@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use super::links::Links;
 use super::listening::Sockets;
 use super::reader::Batch;
-use super::switches::{self, Keep, Originals};
+use super::switches::{self, Found, Keep, Originals};
 use super::table::{Features, Table};
 use super::{Account, Limits, conntrack};
 use crate::chain::chain;
@@ -58,6 +58,8 @@ pub(super) struct Parts {
     pub(super) limits: Limits,
     pub(super) since: Timestamp,
     pub(super) blind: Vec<String>,
+    /// Sysctls that were found off, and were on when an agent lived last.
+    pub(super) switched_off: Vec<&'static str>,
 }
 
 pub(super) struct Worker {
@@ -79,8 +81,6 @@ pub(super) struct Worker {
     room: (u64, u64),
     /// Nothing is tracked for learning alone.
     restrained: bool,
-    /// Bridges whose switches were put back for that.
-    let_go: BTreeSet<String>,
     swept: Instant,
     swept_in: Duration,
     loss_to_repair: bool,
@@ -106,6 +106,7 @@ pub(super) fn lacks(features: Features) -> Vec<String> {
 
 impl Worker {
     pub(super) fn new(parts: Parts) -> Self {
+        let repaired = parts.switched_off.iter().map(|name| ((*name).to_owned(), 1)).collect();
         let tracker = Tracker::new(parts.since, parts.table.features().payload);
         let now = Instant::now();
         Self {
@@ -120,11 +121,10 @@ impl Worker {
             lost: 0,
             repairs: 0,
             skipped: BTreeMap::new(),
-            repaired: BTreeMap::new(),
+            repaired,
             wrong: BTreeMap::new(),
             room: (0, 0),
             restrained: false,
-            let_go: BTreeSet::new(),
             swept: now,
             swept_in: Duration::ZERO,
             loss_to_repair: false,
@@ -163,14 +163,14 @@ impl Worker {
             }
         }
         self.report();
-        let Parts { table, originals, stays, .. } = self.parts;
+        let Parts { table, mut originals, mut keep, stays, .. } = self.parts;
         if let Err(error) = table.remove() {
             error!(%error, "the observation table could not be removed");
         }
         if stays.load(Ordering::Relaxed) {
             return;
         }
-        if let Err(error) = originals.restore() {
+        if let Err(error) = originals.put_back(&mut keep) {
             error!(%error, "a switch could not be put back as it was");
         }
     }
@@ -283,11 +283,11 @@ impl Worker {
         // Said once: the numbers move all the time, and each change would be news.
         self.wrong.entry("room".to_owned()).or_insert(text);
         let filtered = self.parts.filtered.borrow().clone();
-        let Parts { originals, links, table, .. } = &mut self.parts;
-        for bridge in originals.bridges.keys().filter(|bridge| !filtered.contains(*bridge)) {
-            match originals.let_go(links, bridge) {
-                Ok(()) => drop(self.let_go.insert(bridge.clone())),
-                Err(error) => warn!(bridge, error = chain(&error), "a bridge's switch could not be put back"),
+        let Parts { originals, links, table, keep, .. } = &mut self.parts;
+        let changed: Vec<String> = originals.bridges.keys().filter(|bridge| !filtered.contains(*bridge)).cloned().collect();
+        for bridge in changed {
+            if let Err(error) = originals.let_go(links, &bridge, keep) {
+                warn!(bridge, error = chain(&error), "a bridge's switch could not be put back");
             }
         }
         if filtered.is_empty()
@@ -307,30 +307,32 @@ impl Worker {
         let snapshot = Arc::clone(&self.parts.snapshots.borrow());
         let bridges: BTreeSet<&str> = snapshot.inventory.networks.values().filter_map(|network| network.bridge.as_deref()).collect();
         self.wrong.retain(|what, _| what.strip_prefix("bridge ").is_none_or(|bridge| bridges.contains(bridge)));
-        for bridge in bridges {
+        for &bridge in &bridges {
             if self.leaves_alone(bridge) {
                 continue;
             }
-            let ours = self.let_go.remove(bridge);
             let Parts { links, originals, keep, kept, .. } = &mut self.parts;
-            let known = originals.bridges.contains_key(bridge);
             let place = format!("bridge {bridge}");
             match originals.lead_through(links, bridge, keep) {
-                Ok(false) => {}
-                Ok(true) => {
+                Ok(Found::On) => {}
+                Ok(Found::Off) => {
                     self.wrong.remove(&place);
-                    if known && !ours {
-                        warn!(bridge, "somebody switched netfilter off for a bridge; switched on again");
-                        *self.repaired.entry(format!("netfilter of {place}")).or_default() += 1;
-                    } else if !known {
-                        kept.send_replace(originals.clone());
-                    }
+                    kept.send_replace(originals.clone());
+                }
+                Ok(Found::SwitchedOff) => {
+                    self.wrong.remove(&place);
+                    warn!(bridge, "somebody switched netfilter off for a bridge; switched on again");
+                    *self.repaired.entry(format!("netfilter of {place}")).or_default() += 1;
                 }
                 Err(error) => {
                     let text = format!("traffic within {place} is not seen: {}", chain(&error));
                     self.wrong.insert(place, text);
                 }
             }
+        }
+        let Parts { links, originals, keep, .. } = &mut self.parts;
+        if let Err(error) = originals.note_on(links, &bridges, keep) {
+            warn!(error = chain(&error), "what is switched off while no agent lives would not be told");
         }
     }
 
