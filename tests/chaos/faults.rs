@@ -286,7 +286,11 @@ fn half_of_fifty_quarantines_act_within_a_tenth_of_a_second() {
     );
     println!("{text}");
     crate::report(&text);
-    // The median says what it costs, the longest what else the machine does.
+    // The median says what it costs, the longest what else the machine does; with builds beside it, the median does too.
+    let (waiting, cores) = (lab::load(), thread::available_parallelism().unwrap().get() as f64);
+    if waiting > 4.0 * cores {
+        lab::skip!("{waiting} processes for {cores} cores; {text}");
+    }
     assert!(took[took.len() / 2] < 100.0, "{text}");
 }
 

@@ -77,7 +77,7 @@ impl From<Verdict> for Tone {
 }
 
 /// What stands in a cell.
-#[derive(Clone)]
+#[derive(Default)]
 pub(super) struct Text {
     text: String,
     tone: Option<Tone>,
@@ -153,7 +153,7 @@ impl Terminal {
 
     /// Writes text as it is.
     pub(super) fn write(&self, text: &str) -> Result<(), Failed> {
-        let mut out = io::stdout();
+        let mut out = io::stdout().lock();
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failed::output)
     }
 
@@ -176,12 +176,16 @@ impl Terminal {
 
     /// A table that fits the terminal; unshortened where the output is a file or a pipe.
     pub(super) fn table(&self, header: &[&str], rows: Vec<Vec<Text>>, format: Format) -> Result<(), Failed> {
-        self.drawn(header, &rows, format).iter().try_for_each(|line| self.say(line))
+        // Line by line, a table of ten thousand lines is as many calls of the kernel.
+        let lines = self.drawn(header, rows, format);
+        let mut text = String::with_capacity(lines.iter().map(|line| line.len() + 1).sum());
+        lines.iter().for_each(|line| text.extend([line.as_str(), "\n"]));
+        self.write(&text)
     }
 
-    fn drawn(&self, header: &[&str], rows: &[Vec<Text>], format: Format) -> Vec<String> {
+    fn drawn(&self, header: &[&str], rows: Vec<Vec<Text>>, format: Format) -> Vec<String> {
         let width = self.width.filter(|_| format == Format::Table);
-        let kept = width.map_or_else(|| (0..header.len()).collect(), |width| fitting(header, rows, width));
+        let kept = width.map_or_else(|| (0..header.len()).collect(), |width| fitting(header, &rows, width));
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header(kept.iter().map(|&column| header[column]));
         if self.colour {
@@ -192,7 +196,7 @@ impl Terminal {
         match width {
             Some(width) => {
                 table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-                let least: Vec<u16> = kept.iter().map(|&column| least(column, header, rows)).collect();
+                let least: Vec<u16> = kept.iter().map(|&column| least(column, header, &rows)).collect();
                 if least.iter().sum::<u16>() <= width {
                     table.set_constraints(least.iter().map(|&least| ColumnConstraint::LowerBoundary(Width::Fixed(least))));
                 }
@@ -201,8 +205,8 @@ impl Terminal {
                 table.set_content_arrangement(ContentArrangement::Disabled);
             }
         }
-        for row in rows {
-            table.add_row(kept.iter().filter_map(|&column| row.get(column).cloned().map(Cell::from)));
+        for mut row in rows {
+            table.add_row(kept.iter().filter_map(|&column| row.get_mut(column).map(|text| Cell::from(std::mem::take(text)))));
         }
         // Columns are padded to their width; the blanks at the end of a line are in nobody's interest.
         let trimmed = |line: String| line.trim_end().strip_prefix(' ').unwrap_or(line.trim_end()).to_owned();
@@ -283,7 +287,7 @@ mod tests {
 
     fn drawn(width: u16, header: &[&str], row: &[&str]) -> Vec<String> {
         let terminal = Terminal { colour: false, width: Some(width), interactive: false };
-        terminal.drawn(header, &[row.iter().map(Text::from).collect()], Format::Table)
+        terminal.drawn(header, vec![row.iter().map(Text::from).collect()], Format::Table)
     }
 
     #[test]

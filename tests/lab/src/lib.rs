@@ -29,7 +29,7 @@ pub use host::Host;
 pub use internet::Internet;
 pub use netns::{Netns, Veth};
 pub use probe::{Echo, Tcp};
-pub use process::{Process, eventually, limit, sweep, unique};
+pub use process::{Process, eventually, limit, load, sweep, unique};
 pub use server::Server;
 
 /// Ends the test aloud: prints `skipped: TEST: REASON` past the capture of the test harness, for `tests/run` to count, and

@@ -267,6 +267,12 @@ pub fn lacks_root() -> Option<String> {
     ["ip", "nft"].into_iter().find(|p| !found(p)).map(|p| format!("needs the program {p}"))
 }
 
+/// How many processes ran or waited to, on average over the last minute (proc(5), /proc/loadavg).
+pub fn load() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0.0)
+}
+
 /// Prints `skipped: TEST: REASON`; see [`crate::skip!`].
 pub fn say_skipped(reason: &str) {
     aloud(&format!("skipped: {}: {reason}", thread::current().name().unwrap_or("?")));
