@@ -26,7 +26,9 @@ mod entries;
 mod expression;
 mod filter;
 mod guard;
+mod held;
 mod kernel;
+mod key;
 mod links;
 pub mod living;
 mod model;
@@ -227,12 +229,13 @@ fn compile(ruleset: &Ruleset, links: &Links, shape: &mut Shape) -> Tables {
     let mut tables = Tables { inet: filter::table(shape), bridge: guard::table(), arp: arp::table() };
     for (name, keys) in pairs {
         if let Some(set) = tables.set_mut(Family::Inet, &name.to_string()) {
-            set.elements.extend(keys.into_iter().map(|key| (key, model::Value::Nothing)));
+            set.elements.append(&mut keys.into_iter().map(|key| (key, model::Value::Nothing)).collect());
         }
     }
-    for entry in elements::others(ruleset, links) {
-        if let Some(set) = tables.set_mut(entry.family, entry.set) {
-            set.elements.insert(entry.key, entry.value);
+    for ((family, name), elements) in elements::others(ruleset, links) {
+        if let Some(set) = tables.set_mut(family, name) {
+            // Made of all of them at once: one after the other takes five times as long.
+            set.elements.append(&mut elements.into_iter().collect());
         }
     }
     tables
@@ -247,15 +250,11 @@ fn refused(error: SocketError) -> EnforceError {
 
 /// Elements of all sets that come and go between two states.
 fn changed(old: Option<&Tables>, new: &Tables) -> usize {
-    let none = |family: Family| Table { family, sets: Default::default(), chains: Default::default() };
-    new.all()
-        .into_iter()
-        .enumerate()
-        .map(|(index, table)| match old {
-            Some(old) => transaction::elements_changed(old.all()[index], table),
-            None => transaction::elements_changed(&none(table.family), table),
-        })
-        .sum()
+    let all = new.all().into_iter();
+    match old {
+        Some(old) => old.all().into_iter().zip(all).map(|(old, new)| transaction::elements_changed(old, new)).sum(),
+        None => all.flat_map(|table| table.sets.values()).map(|set| set.elements.len()).sum(),
+    }
 }
 
 /// See [`crate::fuzzing`].

@@ -46,7 +46,7 @@ pub(super) fn ranges(subnets: &BTreeSet<IpNet>) -> Vec<(Ip, Key)> {
             part(&mut key, &octets(address));
             key
         };
-        (ip, Key::Range(end(net.network()), end(net.broadcast())))
+        (ip, Key::range(&end(net.network()), &end(net.broadcast())))
     };
     IpNet::aggregate(&all).iter().map(range).collect()
 }

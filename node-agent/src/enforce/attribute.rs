@@ -46,6 +46,22 @@ pub(super) fn nest(kind: u16, inner: &[Attribute]) -> Attribute {
     DefaultNla::new(kind | NLA_F_NESTED, bytes)
 }
 
+/// Writes one attribute behind others: for what is written by the hundred thousand.
+pub(super) fn put(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    put_nest(out, kind, |out| out.extend_from_slice(value));
+}
+
+/// The same of attributes within it; `kind` says so.
+pub(super) fn put_nest(out: &mut Vec<u8>, kind: u16, inside: impl FnOnce(&mut Vec<u8>)) {
+    let at = out.len();
+    out.extend_from_slice(&[0, 0]);
+    out.extend_from_slice(&kind.to_ne_bytes());
+    inside(out);
+    let length = u16::try_from(out.len() - at).expect("a list is split well before");
+    out[at..at + 2].copy_from_slice(&length.to_ne_bytes());
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
 /// The attributes in a buffer, as (kind, value). `None`: the buffer is cut or lies about a length.
 pub(super) fn read(buffer: &[u8]) -> Option<Attributes> {
     NlasIterator::new(buffer).map(|nla| nla.ok().map(|nla| (nla.kind() & NLA_TYPE_MASK, nla.value().to_vec()))).collect()

@@ -11,8 +11,9 @@ use policy::ruleset::{Change, Pair, Remote, Ruleset, Spot};
 
 use super::elements::{self, Place, SetName};
 use super::entries::{self, Entry};
+use super::key::Key;
 use super::links::Links;
-use super::model::{Family, Key, Set, Value, differing};
+use super::model::{Family, Set, Value, differing};
 use super::socket::Message;
 use super::{Tables, transaction};
 
@@ -162,9 +163,9 @@ impl Draft {
 
 /// The ranges of one local end, which is the first part of their keys.
 fn of_local<'a>(set: &'a Set, local: &'a [u8]) -> impl Iterator<Item = &'a Key> {
-    let from = Key::Range(local.to_vec(), Vec::new());
+    let from = Key::range(local, &[]);
     let keys = set.elements.range(from..).map(|(key, _)| key);
-    keys.take_while(move |key| matches!(key, Key::Range(first, _) if first.starts_with(local)))
+    keys.take_while(move |key| matches!(key, Key::Range(ends) if ends.0.starts_with(local)))
 }
 
 impl Edits {

@@ -11,8 +11,9 @@ use policy::service::{Ports, Protocol};
 
 use super::entries::{self, Entry};
 use super::expression::{Field, Ip};
+use super::key::{Draft, Key};
 use super::links::Links;
-use super::model::{Key, KeyType, Set, part};
+use super::model::{Family, KeyType, Set, Value, part};
 
 /// Protocols that share sets: their service is the same field of the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,11 +64,11 @@ impl Group {
         }
     }
 
-    fn service(self, protocol: Protocol, port: u16) -> Vec<u8> {
+    fn service(self, protocol: Protocol, port: u16) -> Draft {
         match self {
-            Self::Tcp | Self::Udp | Self::Sctp => port.to_be_bytes().to_vec(),
-            Self::Icmp | Self::Icmpv6 => vec![port.to_be_bytes()[1]],
-            Self::Other => vec![protocol.number()],
+            Self::Tcp | Self::Udp | Self::Sctp => port.to_be_bytes().as_slice().into(),
+            Self::Icmp | Self::Icmpv6 => [port.to_be_bytes()[1]].as_slice().into(),
+            Self::Other => [protocol.number()].as_slice().into(),
         }
     }
 
@@ -143,28 +144,28 @@ impl SetName {
     }
 }
 
-/// Elements of the pairs, by set.
-pub(super) type Elements = BTreeMap<SetName, BTreeSet<Key>>;
+/// Keys of the pairs, by set.
+pub(super) type Elements = BTreeMap<SetName, Vec<Key>>;
 
 pub(super) fn ip_of(address: IpAddr) -> Ip {
     if address.is_ipv4() { Ip::V4 } else { Ip::V6 }
 }
 
 /// An address as on the wire.
-pub(super) fn octets(address: IpAddr) -> Vec<u8> {
+pub(super) fn octets(address: IpAddr) -> Draft {
     match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
+        IpAddr::V4(v4) => v4.octets().as_slice().into(),
+        IpAddr::V6(v6) => v6.octets().as_slice().into(),
     }
 }
 
 /// (interface index, address) as a key; `None`: the bridge is not there.
-pub(super) fn spot_key(spot: &Spot, links: &Links) -> Option<Vec<u8>> {
+pub(super) fn spot_key(spot: &Spot, links: &Links) -> Option<Draft> {
     let index = match &spot.bridge {
         None => 0,
         Some(bridge) => links.index(bridge)?,
     };
-    let mut key = Vec::new();
+    let mut key = Draft::new();
     part(&mut key, &index.to_ne_bytes());
     part(&mut key, &octets(spot.address));
     Some(key)
@@ -182,9 +183,9 @@ pub(super) enum Place {
 /// A box in the making.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Within {
-    local: Vec<u8>,
-    first: Vec<u8>,
-    last: Vec<u8>,
+    local: Draft,
+    first: Draft,
+    last: Draft,
     ports: Ports,
 }
 
@@ -211,7 +212,7 @@ pub(super) fn place(pair: &Pair, links: &Links) -> Option<Place> {
     let name = SetName { direction: pair.direction, ip, kind, group };
     Some(match kind {
         Kind::Spots | Kind::Outside => {
-            Place::Exact(name, Key::Exact(joined(&local, &first, &group.service(ports.protocol(), ports.first()))))
+            Place::Exact(name, Key::exact(&joined(&local, &first, &group.service(ports.protocol(), ports.first()))))
         }
         Kind::SpotRanges | Kind::OutsideRanges => Place::Range(name, Within { local, first, last, ports }),
     })
@@ -220,10 +221,10 @@ pub(super) fn place(pair: &Pair, links: &Links) -> Option<Place> {
 /// The elements of every pair whose bridges are there.
 pub(super) fn pairs(ruleset: &Ruleset, links: &Links) -> Elements {
     let mut elements = Elements::new();
-    let mut ranges: BTreeMap<(SetName, Vec<u8>), Vec<Within>> = BTreeMap::new();
+    let mut ranges: BTreeMap<(SetName, Draft), Vec<Within>> = BTreeMap::new();
     for pair in &ruleset.pairs {
         match place(pair, links) {
-            Some(Place::Exact(name, key)) => drop(elements.entry(name).or_default().insert(key)),
+            Some(Place::Exact(name, key)) => elements.entry(name).or_default().push(key),
             Some(Place::Range(name, within)) => ranges.entry((name, within.local.clone())).or_default().push(within),
             None => {}
         }
@@ -251,8 +252,8 @@ fn remote_address(remote: &Remote) -> IpAddr {
     }
 }
 
-fn joined(local: &[u8], remote: &[u8], service: &[u8]) -> Vec<u8> {
-    let mut key = local.to_vec();
+fn joined(local: &[u8], remote: &[u8], service: &[u8]) -> Draft {
+    let mut key = Draft::from_slice(local);
     part(&mut key, remote);
     part(&mut key, service);
     key
@@ -264,7 +265,7 @@ type Span = (u16, u16);
 /// Boxes (remote range x service range) of one local end, without overlaps. Networks are nested or apart, so a wider one goes
 /// first and its ports are taken away from those within.
 fn disjoint(group: Group, local: &[u8], boxes: &[Within]) -> Vec<Key> {
-    let mut by_remote: BTreeMap<(Vec<u8>, Vec<u8>), Vec<Span>> = BTreeMap::new();
+    let mut by_remote: BTreeMap<(Draft, Draft), Vec<Span>> = BTreeMap::new();
     for Within { first, last, ports, .. } in boxes {
         let span = match ports.protocol() {
             Protocol::Other(number) => (u16::from(number), u16::from(number)),
@@ -278,7 +279,7 @@ fn disjoint(group: Group, local: &[u8], boxes: &[Within]) -> Vec<Key> {
         let covered = merged(wider.flat_map(|(_, spans)| spans.iter().copied()));
         for (low, high) in merged(spans.iter().copied()).into_iter().flat_map(|span| without(span, &covered)) {
             let service = |value: u16| group.service(Protocol::from_number(value.to_be_bytes()[1]), value);
-            keys.push(Key::Range(joined(local, first, &service(low)), joined(local, last, &service(high))));
+            keys.push(Key::range(&joined(local, first, &service(low)), &joined(local, last, &service(high))));
         }
     }
     keys
@@ -316,7 +317,7 @@ fn without((low, high): Span, others: &[Span]) -> Vec<Span> {
 }
 
 /// Everything but the pairs: bridges, sides, doors, ports, who may talk to whom.
-pub(super) fn others<'a>(ruleset: &'a Ruleset, links: &'a Links) -> impl Iterator<Item = Entry> + 'a {
+fn entries_of<'a>(ruleset: &'a Ruleset, links: &'a Links) -> impl Iterator<Item = Entry> + 'a {
     let bridges = ruleset.bridges.iter().map(|name| entries::bridge(name));
     let watched = ruleset.watched.iter().flat_map(move |(name, watch)| entries::watch(name, *watch, links));
     let sides = ruleset.sides.iter().flat_map(move |(spot, standing)| entries::side(spot, *standing, links));
@@ -343,6 +344,15 @@ pub(super) fn others<'a>(ruleset: &'a Ruleset, links: &'a Links) -> impl Iterato
         .chain(talk)
 }
 
+/// The same by table and set.
+pub(super) fn others(ruleset: &Ruleset, links: &Links) -> BTreeMap<(Family, &'static str), Vec<(Key, Value)>> {
+    let mut by_set = BTreeMap::<_, Vec<_>>::new();
+    for Entry { family, set, key, value } in entries_of(ruleset, links) {
+        by_set.entry((family, set)).or_default().push((key, value));
+    }
+    by_set
+}
+
 /// Bridges of the spots of a pair.
 pub(super) fn bridges_of(pair: &Pair) -> impl Iterator<Item = &String> {
     let remote = match &pair.remote {
@@ -355,7 +365,11 @@ pub(super) fn bridges_of(pair: &Pair) -> impl Iterator<Item = &String> {
 /// Bridges that the elements of a ruleset name.
 pub(super) fn named_bridges(ruleset: &Ruleset) -> BTreeSet<&String> {
     let of_sides = ruleset.sides.keys().filter_map(|spot| spot.bridge.as_ref());
-    of_sides.chain(ruleset.watched.keys()).chain(ruleset.pairs.iter().flat_map(bridges_of)).collect()
+    let of_pairs = ruleset.pairs.iter().flat_map(bridges_of);
+    // What follows another of the same bridge, as nearly all do, need not be looked for.
+    let mut last = None;
+    let all = of_sides.chain(ruleset.watched.keys()).chain(of_pairs);
+    all.filter(|&bridge| last.replace(bridge) != Some(bridge)).collect()
 }
 
 /// Those of them that the node lacks.

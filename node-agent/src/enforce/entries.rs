@@ -14,8 +14,9 @@ use super::elements::{ip_of, octets, spot_key};
 use super::expression::Ip;
 use super::filter::{door_verdict, is_strict, side_verdict};
 use super::guard::{self, MACS};
+use super::key::{Draft, Key};
 use super::links::Links;
-use super::model::{Family, Key, Value, interface_name, part};
+use super::model::{Family, Value, interface_name, part};
 
 /// An element in its set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,11 +27,11 @@ pub(super) struct Entry {
     pub(super) value: Value,
 }
 
-fn entry(family: Family, set: &'static str, key: Vec<u8>) -> Entry {
-    Entry { family, set, key: Key::Exact(key), value: Value::Nothing }
+fn entry(family: Family, set: &'static str, key: impl AsRef<[u8]>) -> Entry {
+    Entry { family, set, key: Key::exact(key.as_ref()), value: Value::Nothing }
 }
 
-fn inet(set: &'static str, key: Vec<u8>) -> Entry {
+fn inet(set: &'static str, key: impl AsRef<[u8]>) -> Entry {
     entry(Family::Inet, set, key)
 }
 
@@ -42,8 +43,8 @@ fn of(address: IpAddr, four: &'static str, six: &'static str) -> &'static str {
     }
 }
 
-fn key<const N: usize>(parts: [&[u8]; N]) -> Vec<u8> {
-    let mut key = Vec::new();
+fn key<const N: usize>(parts: [&[u8]; N]) -> Draft {
+    let mut key = Draft::new();
     parts.into_iter().for_each(|bytes| part(&mut key, bytes));
     key
 }
@@ -67,7 +68,7 @@ pub(super) fn watch(name: &str, watch: Watch, links: &Links) -> Vec<Entry> {
 /// How a spot is treated; nothing where its bridge is not there.
 pub(super) fn side(spot: &Spot, standing: Standing, links: &Links) -> Vec<Entry> {
     let Some(key) = spot_key(spot, links) else { return Vec::new() };
-    let in_set = |four, six| inet(of(spot.address, four, six), key.clone());
+    let in_set = |four, six| inet(of(spot.address, four, six), &key);
     let sender = Entry { value: Value::Verdict(side_verdict(Direction::Egress, standing)), ..in_set("senders4", "senders6") };
     let receiver = Entry { value: Value::Verdict(side_verdict(Direction::Ingress, standing)), ..in_set("receivers4", "receivers6") };
     let mut entries = vec![sender, receiver];
@@ -77,7 +78,7 @@ pub(super) fn side(spot: &Spot, standing: Standing, links: &Links) -> Vec<Entry>
     entries
 }
 
-fn door_key(door: &Door) -> Vec<u8> {
+fn door_key(door: &Door) -> Draft {
     key([&octets(door.address), &[door.protocol.number()], &door.port.to_be_bytes()])
 }
 
@@ -108,7 +109,7 @@ pub(super) fn talk(local: &Spot, remote: &Remote, links: &Links) -> Option<Entry
     let mut key = spot_key(local, links)?;
     match remote {
         Remote::Spot(spot) if ip_of(spot.address) == ip_of(local.address) => {
-            key.extend(spot_key(spot, links)?);
+            key.extend_from_slice(&spot_key(spot, links)?);
             Some(inet(of(local.address, "talk4", "talk6"), key))
         }
         Remote::Spot(_) => None,

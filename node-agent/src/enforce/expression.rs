@@ -340,8 +340,3 @@ pub(super) fn verdict_data(kind: u16, verdict: Verdict) -> Attribute {
     };
     nest(kind, &[nest(NFTA_DATA_VERDICT, &inner)])
 }
-
-/// Bytes as data, in an attribute of this kind.
-pub(super) fn value_data(kind: u16, value: &[u8]) -> Attribute {
-    attribute::nest(kind, &[attribute::bytes(NFTA_DATA_VALUE, value)])
-}

@@ -6,17 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
 
 use nix::libc;
 
-use super::attribute::{self, Attributes, as_be32, as_text, find, nest, read, text};
+use super::attribute::{self, Attributes, as_be32, as_text, find, read, text};
 use super::change::Edits;
-use super::model::{Chain, Family, Hook, Key, Set, Table, Value, Verdict, along, show, show_mac};
+use super::held::{self, Data, FOREIGN, GONE, OTHER, differences};
+use super::model::{Chain, Family, Hook, Key, Set, Table, Value, show, show_mac};
 use super::socket::{NftSocket, Question, SocketError};
-use super::transaction::{Frame, element, element_list};
+use super::transaction::{Frame, Present, element, element_list};
 use super::{TABLE, Tables};
-use crate::observe::netfilter::{Attribute as Slice, Attributes as Slices, Unreadable};
 
 /// One way in which the kernel differs from what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,42 +89,11 @@ impl fmt::Display for Drift {
     }
 }
 
-const GONE: &str = "is gone";
-const FOREIGN: &str = "is not ours";
-const OTHER: &str = "was changed";
-
-/// How often a set in which something seems to be missing is dumped again, and the time between.
-const DUMPS_WHILE_GROWING: usize = 5;
-const GROWS_WITHIN: Duration = Duration::from_millis(20);
-
 /// A rule in the kernel's own words: expressions by name with their attributes, and its comment. Counters are left out.
 pub(super) type RuleForm = (Vec<(String, Vec<u8>)>, Vec<u8>);
 
 /// The rules of a table's chains as the kernel says them.
 pub(super) type Forms = BTreeMap<String, Vec<RuleForm>>;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Data {
-    Nothing,
-    Verdict(u32, String),
-}
-
-impl From<Value> for Data {
-    fn from(value: Value) -> Self {
-        let code = |code: i32| code as u32;
-        match value {
-            Value::Nothing => Self::Nothing,
-            Value::Verdict(verdict) => match verdict {
-                Verdict::Accept => Self::Verdict(code(libc::NF_ACCEPT), String::new()),
-                Verdict::Drop => Self::Verdict(code(libc::NF_DROP), String::new()),
-                Verdict::Continue => Self::Verdict(code(libc::NFT_CONTINUE), String::new()),
-                Verdict::Return => Self::Verdict(code(libc::NFT_RETURN), String::new()),
-                Verdict::Jump(chain) => Self::Verdict(code(libc::NFT_JUMP), chain.to_owned()),
-                Verdict::Goto(chain) => Self::Verdict(code(libc::NFT_GOTO), chain.to_owned()),
-            },
-        }
-    }
-}
 
 /// A table's flags and the netlink address of its owner; `None`: there is no such table.
 pub(super) fn table_state(socket: &mut NftSocket, family: Family) -> Result<Option<(u32, Option<u32>)>, SocketError> {
@@ -208,48 +176,19 @@ pub(super) fn frame(socket: &mut NftSocket, wanted: &Table) -> Result<Frame, Soc
     let mut frame = Frame { chains, sets: sets(socket, wanted.family)?, elements: BTreeMap::new() };
     for (name, set) in wanted.sets.iter().filter(|(_, set)| set.dynamic.is_none()) {
         if frame.has(name, set) {
-            let held = elements(socket, wanted.family, name)?;
-            let as_wanted = |(key, data): (Key, Data)| match set.elements.get(&key) {
-                Some(value) if data == Data::from(*value) => (key, *value),
+            let value = |key: &Key, data: &Data<String>| match set.elements.get(key) {
+                Some(value) if data.is(*value) => *value,
                 // No set of ours wants this of a verdict, and a key that is not wanted is wanted with no value.
-                Some(_) | None => (key, Value::Nothing),
+                Some(_) | None => Value::Nothing,
             };
-            frame.elements.insert(name.clone(), held.into_iter().map(as_wanted).collect());
+            let present = match held::others(socket, wanted.family, name, set)? {
+                None => Present::AsWanted,
+                Some(held) => Present::Other(held.into_iter().map(|(key, data)| (key.clone(), value(&key, &data))).collect()),
+            };
+            frame.elements.insert(name.clone(), present);
         }
     }
     Ok(frame)
-}
-
-/// The elements of a set, dumped again while they are not `enough`.
-///
-/// # Why
-/// A hash set that has just grown is moved to a larger table in the background, and a dump meanwhile leaves elements out
-/// (linux/rhashtable.h, rhashtable_walk_next: the walk begins anew and the dump goes on by count).
-fn elements_until(
-    socket: &mut NftSocket,
-    family: Family,
-    set: &str,
-    enough: impl Fn(&BTreeMap<Key, Data>) -> bool,
-) -> Result<BTreeMap<Key, Data>, SocketError> {
-    let mut held = elements(socket, family, set)?;
-    for _ in 0..DUMPS_WHILE_GROWING {
-        if enough(&held) {
-            break;
-        }
-        std::thread::sleep(GROWS_WITHIN);
-        held.extend(elements(socket, family, set)?);
-    }
-    Ok(held)
-}
-
-fn elements(socket: &mut NftSocket, family: Family, set: &str) -> Result<BTreeMap<Key, Data>, SocketError> {
-    let mut held = Vec::new();
-    let wanted = [text(1, TABLE), text(2, set)];
-    socket.ask_bodies(family, libc::NFT_MSG_GETSETELEM as u8, &wanted, true, set, |bodies| {
-        let read = bodies.iter().try_for_each(|body| elements_in(body, &mut held));
-        read.map_err(|_| SocketError::Unreadable { what: format!("set {set}") })
-    })?;
-    Ok(held.into_iter().collect())
 }
 
 /// Ports and their MAC addresses, as the guard's table has them.
@@ -259,9 +198,9 @@ pub(super) fn pinned(socket: &mut NftSocket) -> Result<Vec<(String, [u8; 6])>, S
     }
     let port_and_mac = |key: Key| match key {
         Key::Exact(key) => Some((as_text(key.get(..16)?), key.get(16..22)?.try_into().ok()?)),
-        Key::Range(..) | Key::Otherwise => None,
+        Key::Range(_) | Key::Otherwise => None,
     };
-    Ok(elements(socket, Family::Bridge, super::guard::MACS)?.into_keys().filter_map(port_and_mac).collect())
+    Ok(held::elements(socket, Family::Bridge, super::guard::MACS)?.into_keys().filter_map(port_and_mac).collect())
 }
 
 fn compare_chains(socket: &mut NftSocket, table: &Table, name: &str, drift: &mut Vec<Drift>) -> Result<(), SocketError> {
@@ -353,7 +292,7 @@ fn compare_elements(
     table: &str,
     drift: &mut Vec<Drift>,
 ) -> Result<(), SocketError> {
-    let held = elements_until(socket, family, set_name, |held| differences(set, held).all(|(_, what)| what != GONE))?;
+    let Some(held) = held::others_in_the_end(socket, family, set_name, set)? else { return Ok(()) };
     drift.extend(differences(set, &held).map(|(key, what)| Drift::Element {
         table: table.to_owned(),
         set: set_name.to_owned(),
@@ -361,65 +300,6 @@ fn compare_elements(
         what,
     }));
     Ok(())
-}
-
-/// Where what is held differs from what is wanted.
-fn differences<'a>(set: &'a Set, held: &'a BTreeMap<Key, Data>) -> impl Iterator<Item = (&'a Key, &'static str)> {
-    along(&set.elements, held).filter_map(|(key, wanted, held)| {
-        let what = match (wanted, held) {
-            (Some(_), None) => GONE,
-            (Some(value), Some(data)) if *data != Data::from(*value) => OTHER,
-            (Some(_), Some(_)) => return None,
-            (None, _) => FOREIGN,
-        };
-        Some((key, what))
-    })
-}
-
-/// The elements in one message's attributes, read in place.
-fn elements_in(body: &[u8], out: &mut Vec<(Key, Data)>) -> Result<(), Unreadable> {
-    // NFTA_SET_ELEM_LIST_ELEMENTS
-    let Some(list) = first(Slices(body), 3)? else { return Ok(()) };
-    for element in list.nested() {
-        // NFTA_SET_ELEM_KEY, DATA, FLAGS, KEY_END; of each value NFTA_DATA_VALUE
-        let (mut key, mut last, mut data, mut otherwise) = (None, None, Data::Nothing, false);
-        for attribute in element?.nested() {
-            let attribute = attribute?;
-            match attribute.kind {
-                1 => key = first(attribute.nested(), 1)?,
-                2 => data = verdict(attribute.nested())?,
-                3 => otherwise = attribute.u32()? & 0x2 != 0,
-                10 => last = first(attribute.nested(), 1)?,
-                _ => {}
-            }
-        }
-        let key = match (otherwise, key, last) {
-            (true, ..) => Key::Otherwise,
-            (false, Some(first), Some(last)) => Key::Range(first.value.to_vec(), last.value.to_vec()),
-            (false, Some(exact), None) => Key::Exact(exact.value.to_vec()),
-            (false, None, _) => return Err(Unreadable("an element without a key")),
-        };
-        out.push((key, data));
-    }
-    Ok(())
-}
-
-fn first(attributes: Slices<'_>, kind: u16) -> Result<Option<Slice<'_>>, Unreadable> {
-    for attribute in attributes {
-        let attribute = attribute?;
-        if attribute.kind == kind {
-            return Ok(Some(attribute));
-        }
-    }
-    Ok(None)
-}
-
-/// NFTA_DATA_VERDICT; NFTA_VERDICT_CODE, CHAIN
-fn verdict(data: Slices<'_>) -> Result<Data, Unreadable> {
-    let without = Unreadable("an element of a map without a verdict");
-    let verdict = first(data, 2)?.ok_or(without)?;
-    let code = first(verdict.nested(), 1)?.ok_or(without)?.u32()?;
-    Ok(Data::Verdict(code, first(verdict.nested(), 2)?.map(|chain| as_text(chain.value)).unwrap_or_default()))
 }
 
 /// Questions sent at once: the answers to so many wait in the socket's buffer.
@@ -437,26 +317,25 @@ pub(super) fn compare_edits(socket: &mut NftSocket, held: &Tables, edits: &Edits
     }
     let mut drift = Vec::new();
     for asked in asked.chunks(ASKED_AT_ONCE) {
-        let question = |(family, name, _, key, _): &(Family, &String, &Set, &Key, Option<Value>)| Question {
-            family: *family,
-            kind: libc::NFT_MSG_GETSETELEM as u8,
-            attributes: element_list(name, &[nest(1, &element(key, None))]),
-            what: format!("set {name}"),
+        let question = |(family, name, _, key, _): &(Family, &String, &Set, &Key, Option<Value>)| {
+            let mut one = Vec::new();
+            element(&mut one, key, None);
+            Question {
+                family: *family,
+                kind: libc::NFT_MSG_GETSETELEM as u8,
+                attributes: element_list(name, one),
+                what: format!("set {name}"),
+            }
         };
         let answers = socket.ask_each(asked.iter().map(question).collect())?;
         for ((family, name, set, key, wanted), answer) in asked.iter().zip(answers) {
-            let unreadable = || SocketError::Unreadable { what: format!("set {name}") };
             let found = match answer {
-                Some(body) => {
-                    let mut one = Vec::new();
-                    elements_in(&body, &mut one).map_err(|_| unreadable())?;
-                    one.pop().map(|(_, data)| data)
-                }
+                Some(body) => held::carried(&body).map_err(|_| SocketError::Unreadable { what: format!("set {name}") })?,
                 None => None,
             };
             let what = match (found, wanted) {
                 (None, Some(_)) => GONE,
-                (Some(data), Some(value)) if data != Data::from(*value) => OTHER,
+                (Some(data), Some(value)) if !data.is(*value) => OTHER,
                 (Some(_), None) => "is still there",
                 (Some(_), Some(_)) | (None, None) => continue,
             };
@@ -474,7 +353,7 @@ pub(crate) fn read_any(datagram: &[u8]) {
     for message in messages {
         let netlink_packet_core::NetlinkPayload::InnerMessage(super::socket::Raw(payload)) = message.payload else { continue };
         let body = payload.get(4..).unwrap_or_default();
-        let _ = elements_in(body, &mut Vec::new());
+        let _ = held::carried(body);
         let Some(attributes) = read(body) else { continue };
         super::count::read_any(&attributes);
         for nested in attributes.iter().filter_map(|(_, value)| read(value)) {

@@ -4,9 +4,12 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::time::Duration;
 
 use super::expression::Expression;
+pub(super) use super::key::Key;
+use super::key::Named;
 
 /// Address family of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -144,7 +147,7 @@ pub(super) struct Set {
 }
 
 /// Elements by their keys.
-type Elements<'a> = Vec<(&'a Key, &'a Value)>;
+pub(super) type Elements<'a> = Vec<(&'a Key, &'a Value)>;
 
 /// Each key of two maps in order, with what either has there: one walk along both.
 pub(super) fn along<'a, K: Ord, A, B>(
@@ -211,23 +214,13 @@ impl Set {
     /// Adds an exact element.
     pub(super) fn insert(&mut self, key: Vec<u8>, value: Value) {
         debug_assert_eq!(key.len(), self.key_length());
-        self.elements.insert(Key::Exact(key), value);
+        self.elements.insert(Key::exact(&key), value);
     }
 
     /// Bytes of a key, each part padded to four.
     pub(super) fn key_length(&self) -> usize {
         self.key.iter().map(|part| part.length().next_multiple_of(4)).sum()
     }
-}
-
-/// Which element.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Key {
-    Exact(Vec<u8>),
-    /// Both ends included.
-    Range(Vec<u8>, Vec<u8>),
-    /// Everything that is not in the map.
-    Otherwise,
 }
 
 /// What an element carries.
@@ -238,9 +231,10 @@ pub(super) enum Value {
 }
 
 /// Appends one part to a key, padded.
-pub(super) fn part(key: &mut Vec<u8>, bytes: &[u8]) {
-    key.extend_from_slice(bytes);
-    key.resize(key.len().next_multiple_of(4), 0);
+pub(super) fn part(key: &mut (impl Extend<u8> + Deref<Target = [u8]>), bytes: &[u8]) {
+    key.extend(bytes.iter().copied());
+    let padding = key.len().next_multiple_of(4) - key.len();
+    key.extend(std::iter::repeat_n(0, padding));
 }
 
 /// An interface's name as the kernel compares it: 16 bytes, padded with zeros.
@@ -263,10 +257,10 @@ pub(super) fn show(types: &[KeyType], key: &Key) -> String {
         }
         words.join(" . ")
     };
-    match key {
-        Key::Exact(exact) => bytes(exact),
-        Key::Range(first, last) => format!("{} - {}", bytes(first), bytes(last)),
-        Key::Otherwise => "*".to_owned(),
+    match key.named() {
+        Named::Exact(exact) => bytes(exact),
+        Named::Range(first, last) => format!("{} - {}", bytes(first), bytes(last)),
+        Named::Otherwise => "*".to_owned(),
     }
 }
 
@@ -294,7 +288,7 @@ mod tests {
 
     #[test]
     fn what_differs_between_two_sets_is_what_asking_for_each_element_finds() {
-        let set = |numbers: &[(u8, Value)]| numbers.iter().map(|(n, value)| (Key::Exact(vec![*n]), *value)).collect::<BTreeMap<_, _>>();
+        let set = |numbers: &[(u8, Value)]| numbers.iter().map(|(n, value)| (Key::exact(&[*n]), *value)).collect::<BTreeMap<_, _>>();
         let (nothing, drop) = (Value::Nothing, Value::Verdict(Verdict::Drop));
         let all = [set(&[]), set(&[(1, nothing), (3, nothing)]), set(&[(1, drop), (2, nothing), (3, nothing)]), set(&[(4, drop)])];
         for (old, new) in all.iter().flat_map(|old| all.iter().map(move |new| (old, new))) {

@@ -228,16 +228,12 @@ impl NftSocket {
         dump: bool,
         what: &str,
     ) -> Result<Option<Vec<Attributes>>, SocketError> {
-        let mut found = Vec::new();
-        let there = self.ask_bodies(family, kind, attributes, dump, what, |bodies| {
-            let read = bodies.iter().map(attribute::read).collect::<Option<Vec<_>>>();
-            found = read.ok_or_else(|| SocketError::Unreadable { what: what.to_owned() })?;
-            Ok(())
-        })?;
-        Ok(there.then_some(found))
+        let Some(bodies) = self.ask_bodies(family, kind, attributes, dump, what)? else { return Ok(None) };
+        let read = bodies.iter().map(attribute::read).collect::<Option<Vec<_>>>();
+        read.map(Some).ok_or_else(|| SocketError::Unreadable { what: what.to_owned() })
     }
 
-    /// The same, in the kernel's own words, to be read in place: a dump has a hundred thousand elements. False: there is no such thing.
+    /// The same, in the kernel's own words, to be read in place: a dump has a hundred thousand elements.
     pub(super) fn ask_bodies(
         &mut self,
         family: Family,
@@ -245,13 +241,12 @@ impl NftSocket {
         attributes: &[Attribute],
         dump: bool,
         what: &str,
-        read: impl FnOnce(&Bodies) -> Result<(), SocketError>,
-    ) -> Result<bool, SocketError> {
+    ) -> Result<Option<Bodies>, SocketError> {
         // A dump that a commit interrupted is begun again.
         for _ in 0..16 {
             match self.ask_once(family, kind, attributes, dump, what)? {
-                Answer::Is(bodies) => return read(&bodies).map(|()| true),
-                Answer::Absent => return Ok(false),
+                Answer::Is(bodies) => return Ok(Some(bodies)),
+                Answer::Absent => return Ok(None),
                 Answer::Interrupted => {}
             }
         }
@@ -351,7 +346,7 @@ pub(super) struct Bodies {
 }
 
 impl Bodies {
-    fn push(&mut self, body: &[u8]) {
+    pub(super) fn push(&mut self, body: &[u8]) {
         self.bytes.extend_from_slice(body);
         self.ends.push(self.bytes.len());
     }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use nix::libc;
 
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_core::{Emitable, NLA_F_NESTED, NLM_F_APPEND, NLM_F_CREATE};
 
 use super::TABLE;
-use super::attribute::{Attribute, NEST_LIMIT, be32, be64, bytes, nest, text};
-use super::expression::{value_data, verdict_data};
-use super::model::{Chain, Family, Holds, Hook, Key, Rule, Set, Table, Value, differing};
+use super::attribute::{Attribute, NEST_LIMIT, be32, be64, bytes, nest, put, put_nest, text};
+use super::expression::verdict_data;
+use super::key::Named;
+use super::model::{Chain, Elements, Family, Holds, Hook, Key, Rule, Set, Table, Value, along, differing};
 use super::socket::Message;
 
 /// Flags of a table (linux/netfilter/nf_tables.h): only the socket that made it may change it, and it outlives that socket.
@@ -50,9 +51,17 @@ pub(super) struct Frame {
     pub(super) chains: BTreeMap<String, Option<Hook>>,
     /// Sets with the length of their keys and their flags.
     pub(super) sets: BTreeMap<String, Option<(u32, u32)>>,
-    /// What the sets hold that are wanted in the same form: an element that is wanted as it is has its value, any other one that
-    /// nobody wants.
-    pub(super) elements: BTreeMap<String, BTreeMap<Key, Value>>,
+    /// What the sets hold that are wanted in the same form.
+    pub(super) elements: BTreeMap<String, Present>,
+}
+
+/// What a set holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Present {
+    /// All that is wanted, and nothing else.
+    AsWanted,
+    /// This: an element that is wanted as it is has its value, any other one that nobody wants.
+    Other(BTreeMap<Key, Value>),
 }
 
 impl Frame {
@@ -108,8 +117,7 @@ pub(super) fn rewrite(wanted: &Table, frame: &Frame, flags: u32) -> Vec<Message>
         kept.chains.insert(name.clone(), Chain { hook: chain.hook, rules: Vec::new() });
     }
     for (name, set) in wanted.sets.iter().filter(|(name, set)| frame.has(name, set)) {
-        let elements = frame.elements.get(name).cloned().unwrap_or_default();
-        kept.sets.insert(name.clone(), Set { elements, ..set.bare() });
+        kept.sets.insert(name.clone(), set.bare());
     }
     let mut writer = Writer { table: wanted, out: vec![table(wanted, flags)], next_set: 1 };
     writer.push(libc::NFT_MSG_DELRULE, 0, vec![text(1, TABLE)], "the old rules".to_owned());
@@ -121,7 +129,12 @@ pub(super) fn rewrite(wanted: &Table, frame: &Frame, flags: u32) -> Vec<Message>
         writer.old_chain(name);
     }
     let mut out = writer.out;
-    out.extend(change(&kept, wanted));
+    let none = BTreeMap::new();
+    out.extend(between(&kept, wanted, |name, set| match frame.elements.get(name) {
+        Some(Present::AsWanted) => Default::default(),
+        Some(Present::Other(held)) => differing(held, &set.elements),
+        None => differing(&none, &set.elements),
+    }));
     out
 }
 
@@ -133,6 +146,12 @@ pub(super) fn can_change(current: &Table, wanted: &Table) -> bool {
 
 /// What makes `wanted` out of `current`. Empty if they are equal.
 pub(super) fn change(current: &Table, wanted: &Table) -> Vec<Message> {
+    let none = BTreeMap::new();
+    between(current, wanted, |name, set| differing(current.sets.get(name).map_or(&none, |set| &set.elements), &set.elements))
+}
+
+/// The same, where the elements of a set that go and that come are known otherwise.
+fn between<'t>(current: &Table, wanted: &'t Table, elements: impl Fn(&str, &'t Set) -> (Elements<'t>, Elements<'t>)) -> Vec<Message> {
     let mut writer = Writer { table: wanted, out: Vec::new(), next_set: 1 };
     for (name, set) in wanted.sets.iter().filter(|(name, _)| !current.sets.contains_key(*name)) {
         writer.new_set(name, set);
@@ -150,8 +169,7 @@ pub(super) fn change(current: &Table, wanted: &Table) -> Vec<Message> {
     }
     for (name, set) in &wanted.sets {
         if set.dynamic.is_none() {
-            let none = BTreeMap::new();
-            let (gone, come) = differing(current.sets.get(name).map_or(&none, |set| &set.elements), &set.elements);
+            let (gone, come) = elements(name, set);
             writer.elements(name, false, gone.into_iter());
             writer.elements(name, true, come.into_iter());
         }
@@ -181,14 +199,14 @@ pub(super) fn elements(table: &Table, set: &str, removed: &BTreeMap<Key, Value>,
 /// How many elements differ, over all sets.
 pub(super) fn elements_changed(current: &Table, wanted: &Table) -> usize {
     let none = Default::default();
-    wanted
-        .sets
-        .iter()
-        .map(|(name, set)| {
-            let (gone, come) = differing(current.sets.get(name).map_or(&none, |set| &set.elements), &set.elements);
-            gone.len() + come.len()
-        })
-        .sum()
+    let sets = wanted.sets.iter().map(|(name, set)| (current.sets.get(name).map_or(&none, |set| &set.elements), &set.elements));
+    let moves = |(old, new)| {
+        along(old, new)
+            .filter(|(_, old, new)| old != new)
+            .map(|(_, old, new)| usize::from(old.is_some()) + usize::from(new.is_some()))
+            .sum::<usize>()
+    };
+    sets.map(moves).sum()
 }
 
 impl Writer<'_> {
@@ -268,50 +286,59 @@ impl Writer<'_> {
     }
 
     fn elements<'e>(&mut self, name: &str, adding: bool, elements: impl Iterator<Item = (&'e Key, &'e Value)>) {
-        let mut list: Vec<Attribute> = Vec::new();
-        let mut size = 0;
+        let (mut list, mut count) = (Vec::new(), 0);
         for (key, value) in elements {
-            let element = nest(1, &element(key, adding.then_some(*value)));
-            size += netlink_packet_core::Emitable::buffer_len(&std::slice::from_ref(&element));
-            list.push(element);
-            if size > NEST_LIMIT {
-                self.element_list(name, adding, &std::mem::take(&mut list));
-                size = 0;
+            element(&mut list, key, adding.then_some(*value));
+            count += 1;
+            if list.len() > NEST_LIMIT {
+                self.element_list(name, adding, std::mem::take(&mut list), count);
+                count = 0;
             }
         }
-        if !list.is_empty() {
-            self.element_list(name, adding, &list);
+        if count > 0 {
+            self.element_list(name, adding, list, count);
         }
     }
 
-    fn element_list(&mut self, name: &str, adding: bool, list: &[Attribute]) {
+    fn element_list(&mut self, name: &str, adding: bool, list: Vec<u8>, count: usize) {
         let (kind, flags, what) = match adding {
-            true => (libc::NFT_MSG_NEWSETELEM, NLM_F_CREATE, format!("{} elements of set {name}", list.len())),
-            false => (libc::NFT_MSG_DELSETELEM, 0, format!("the removal of {} elements of set {name}", list.len())),
+            true => (libc::NFT_MSG_NEWSETELEM, NLM_F_CREATE, format!("{count} elements of set {name}")),
+            false => (libc::NFT_MSG_DELSETELEM, 0, format!("the removal of {count} elements of set {name}")),
         };
         self.push(kind, flags, element_list(name, list), what);
     }
 }
 
 /// NFTA_SET_ELEM_LIST_TABLE, SET, ELEMENTS.
-pub(super) fn element_list(set: &str, list: &[Attribute]) -> Vec<Attribute> {
-    vec![text(1, TABLE), text(2, set), nest(3, list)]
+pub(super) fn element_list(set: &str, list: Vec<u8>) -> Vec<Attribute> {
+    vec![text(1, TABLE), text(2, set), Attribute::new(3 | NLA_F_NESTED, list)]
 }
 
-/// One element; without its value, as a question or a removal wants it.
-pub(super) fn element(key: &Key, value: Option<Value>) -> Vec<Attribute> {
-    // NFTA_SET_ELEM_KEY, KEY_END, FLAGS (catch-all)
-    let mut attributes = match key {
-        Key::Exact(exact) => vec![value_data(1, exact)],
-        Key::Range(first, last) => vec![value_data(1, first), value_data(10, last)],
-        Key::Otherwise => vec![be32(3, 0x2)],
-    };
-    // NFTA_SET_ELEM_DATA
-    match value {
-        None | Some(Value::Nothing) => {}
-        Some(Value::Verdict(verdict)) => attributes.push(verdict_data(2, verdict)),
-    }
-    attributes
+/// Writes one element (NFTA_LIST_ELEM); without its value, as a question or a removal wants it.
+pub(super) fn element(list: &mut Vec<u8>, key: &Key, value: Option<Value>) {
+    // NFTA_DATA_VALUE
+    let data = |out: &mut Vec<u8>, kind: u16, bytes: &[u8]| put_nest(out, kind | NLA_F_NESTED, |out| put(out, 1, bytes));
+    put_nest(list, 1 | NLA_F_NESTED, |out| {
+        // NFTA_SET_ELEM_KEY, KEY_END, FLAGS (catch-all)
+        match key.named() {
+            Named::Exact(exact) => data(out, 1, exact),
+            Named::Range(first, last) => {
+                data(out, 1, first);
+                data(out, 10, last);
+            }
+            Named::Otherwise => put(out, 3, &2_u32.to_be_bytes()),
+        }
+        // NFTA_SET_ELEM_DATA
+        match value {
+            None | Some(Value::Nothing) => {}
+            Some(Value::Verdict(verdict)) => {
+                let data = [verdict_data(2, verdict)];
+                let at = out.len();
+                out.resize(at + data.as_slice().buffer_len(), 0);
+                data.as_slice().emit(&mut out[at..]);
+            }
+        }
+    });
 }
 
 fn message(family: Family, kind: i32, flags: u16, attributes: Vec<Attribute>, what: String) -> Message {
