@@ -1,7 +1,7 @@
 //! Enforce switched on while connections live.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lab::{Netns, Server, eventually};
@@ -55,18 +55,22 @@ fn enforce_ends_the_living_connections_that_are_not_allowed_on_every_road_and_no
     let [v4, v6] = [gateways[0], *gateways.iter().find(|a| a.to_string().starts_with("fd00")).unwrap()];
     let up: Vec<_> = stage.addresses_of_host("up0").into_iter().filter(|a| !a.to_string().starts_with("fe80")).collect();
     let direct = |port| own.map(|address| SocketAddr::new(address, port)).to_vec();
-    let by_host = |port| [v4, v6, up[0], up[1]].map(|address| SocketAddr::new(address, port)).to_vec();
+    let at = |port: u16, addresses: &[IpAddr]| -> Vec<SocketAddr> {
+        let carried = addresses.iter().filter(|address| address.is_ipv4() || stage.publishes_v6());
+        carried.map(|address| SocketAddr::new(*address, port)).collect()
+    };
+    let from_outside = |port| at(port, &up);
+    let by_host = |port| [at(port, &[v4, v6]), from_outside(port)].concat();
     let roads = |inner: u16, outer: u16| [direct(inner), by_host(outer)].concat();
     let connect = |inside: &Netns, to: &SocketAddr| (*to, eventually(PATIENCE, || inside.connect(*to, Duration::from_secs(1))));
 
     let [caller, lurker] = ["caller", "lurker"].map(|name| stage.inside(name));
     let mut allowed: Vec<_> = roads(90, 9090).iter().map(|to| connect(&caller, to)).collect();
     let mut idle: Vec<_> = roads(80, 9080).iter().map(|to| connect(&caller, to)).collect();
-    let outside = by_host(9090)[2..].to_vec();
     let mut denied: Vec<_> = roads(90, 9090).iter().map(|to| connect(&lurker, to)).collect();
-    denied.extend(outside.iter().map(|to| connect(&stage.internet.netns, to)));
+    denied.extend(from_outside(9090).iter().map(|to| connect(&stage.internet.netns, to)));
     let mut quiet: Vec<_> = roads(80, 9080).iter().map(|to| connect(&lurker, to)).collect();
-    quiet.extend(by_host(9080)[2..].iter().map(|to| connect(&stage.internet.netns, to)));
+    quiet.extend(from_outside(9080).iter().map(|to| connect(&stage.internet.netns, to)));
     for (to, stream) in allowed.iter_mut().chain(&mut denied) {
         assert!(arriving(stream, Duration::from_millis(300)) > 0, "under Learn, by {to}");
     }

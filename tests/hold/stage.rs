@@ -91,6 +91,12 @@ pub(crate) fn enforce(host: &Host<'_>, segment: &str, workloads: &[&str]) {
 }
 
 impl Stage {
+    /// Whether the engine publishes ports at IPv6 addresses. 20.10 translates none: docker-proxy carries them, and without it a socket of
+    /// the engine's that nobody reads holds the port (moby, libnetwork/portmapper/proxy.go, dummyProxy).
+    pub(crate) fn publishes_v6(&self) -> bool {
+        proxied() || !matches!(self.engine.kind, Kind::Debian | Kind::OnPath)
+    }
+
     fn new() -> Result<Self, String> {
         let (engine, internet) = engine(&[])?;
         network(&engine, "back", 1);
