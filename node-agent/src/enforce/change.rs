@@ -1,7 +1,7 @@
 //! What a change of a ruleset is in the kernel: the elements that come and go, and no others.
 //!
 //! # Why
-//! A ruleset of 100,000 pairs takes 0.3 s to write and as long to read back, and mostly one rule or one container moves. The words are
+//! A ruleset of 100,000 pairs takes tenths of a second to compare and to read back, and mostly one rule or one container moves. The words are
 //! those of the whole ([`entries`], [`elements::place`]): what a thing was is taken out, what it is goes in. Where several things are one
 //! element (who talks to whom) the ruleset says whether one of them is left, and ranges are made anew for their own local end.
 
