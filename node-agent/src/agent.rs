@@ -7,6 +7,7 @@ mod denied;
 mod forwarding;
 pub mod keep;
 mod living;
+mod memory;
 mod owner;
 mod process;
 mod start;
@@ -32,6 +33,7 @@ use crate::preflight;
 use crate::proxy::ProxyError;
 use crate::uplink::SpoolError;
 
+pub use memory::be_frugal;
 pub use process::{die_with_the_supervisor, host_name};
 pub use start::start;
 

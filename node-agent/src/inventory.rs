@@ -20,12 +20,15 @@ pub mod endpoint;
 
 mod daemon;
 pub(crate) mod engine;
+mod events;
 pub(crate) mod facts;
+mod joins;
 mod links;
 mod resolvers;
 mod task;
 
 pub(crate) use daemon::roots as data_roots;
+pub use joins::Join;
 pub use links::LinksError;
 
 /// The node at one moment. Published as `watch::Receiver<Arc<Snapshot>>`, only when something changed.
@@ -41,6 +44,8 @@ pub struct Snapshot {
     pub notes: Vec<String>,
     /// The engine's version; empty until it was reached.
     pub engine: String,
+    /// Who joined a bridge within the last seconds, in the order of their numbers.
+    pub joins: Vec<Join>,
 }
 
 /// Where to look.

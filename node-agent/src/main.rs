@@ -125,6 +125,7 @@ fn log() {
 }
 
 fn main() -> ExitCode {
+    agent::be_frugal();
     let cli = Cli::parse();
     log();
     match run(cli.command) {

@@ -5,13 +5,14 @@
 //! swaps two addresses). A flow that is named a moment after it was captured must get the name of whoever held the address when
 //! the packet was sent, so ended leases are kept for a while, and an address that passes on ends one lease as it begins the next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::inventory::Inventory;
+use crate::inventory::{Container, Inventory};
 use crate::workload::{Endpoint, Workload};
 
 /// How long an ended lease is kept: longer than the kernel keeps a finished connection (120 s in TIME_WAIT, and for UDP), so that
@@ -45,7 +46,11 @@ impl Lease {
 }
 
 /// Where an address is: the same address on another bridge is another one.
-type Place = (IpAddr, Option<String>);
+type Place = (IpAddr, Option<Arc<str>>);
+
+/// Between two looks for what is to be forgotten: each passes over every lease of the last minutes, with thousands of containers that
+/// come and go more than are held.
+const LOOK_EVERY: SignedDuration = SignedDuration::from_secs(10);
 
 /// Who holds a place, as an inventory has it.
 struct Claim<'a> {
@@ -61,26 +66,77 @@ impl Claim<'_> {
 }
 
 /// The leases of one node, running and lately ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct LeaseBook {
-    /// By place, in the order in which they began; only the last of a place may be running.
-    leases: BTreeMap<Place, Vec<Lease>>,
+    /// By place, in the order in which they began; only the last of a place may be running. Shared with the copies of the book that
+    /// are about: one is made whenever a container comes or goes, and most places have not moved.
+    leases: BTreeMap<Place, Arc<Vec<Lease>>>,
+    /// Places where one is running.
+    running: BTreeSet<Place>,
+    /// When the first of those that ended did.
+    first_end: Option<Timestamp>,
+    looked: Option<Timestamp>,
 }
+
+/// What it says of who held what; the rest is only about finding it.
+impl PartialEq for LeaseBook {
+    fn eq(&self, other: &Self) -> bool {
+        self.leases == other.leases
+    }
+}
+
+impl Eq for LeaseBook {}
 
 impl LeaseBook {
     /// Begins the leases that `inventory` has and the book doesn't, ends those it has no more, forgets those that ended [`KEPT`]
-    /// before `at`. `at` is when it happened: the time of the engine's event, not of its arrival.
+    /// before `at`, or a little longer where many do. `at` is when it happened: the time of the engine's event, not of its arrival.
     pub fn update(&mut self, inventory: &Inventory, at: Timestamp) {
         let mut claims = claims(inventory);
-        for (place, leases) in &mut self.leases {
-            let claims = claims.remove(place).unwrap_or_default();
-            pass_on(place, leases, claims, at);
+        let free: Vec<Place> = self.running.iter().filter(|place| !claims.contains_key(*place)).cloned().collect();
+        claims.extend(free.into_iter().map(|place| (place, Vec::new())));
+        self.pass_on(claims, at);
+        self.forget(at);
+    }
+
+    /// As [`LeaseBook::update`], for the places of one container alone: `container` as it is now, `None`: it is gone. Where two
+    /// containers claim one place, the next update of all decides.
+    pub fn move_one(&mut self, id: &str, container: Option<&Container>, at: Timestamp) {
+        let mut claims = BTreeMap::new();
+        if let Some(container) = container {
+            claim(&mut claims, container);
         }
+        let runs = |place: &&Place| self.leases[*place].last().is_some_and(|lease| lease.container == id);
+        let left: Vec<Place> = self.running.iter().filter(|place| !claims.contains_key(*place)).filter(runs).cloned().collect();
+        claims.extend(left.into_iter().map(|place| (place, Vec::new())));
+        self.pass_on(claims, at);
+    }
+
+    fn pass_on(&mut self, claims: BTreeMap<Place, Vec<Claim<'_>>>, at: Timestamp) {
         for (place, claims) in claims {
-            pass_on(&place, self.leases.entry(place.clone()).or_default(), claims, at);
+            let leases = self.leases.entry(place.clone()).or_default();
+            if let Some(ended) = pass_on(&place, leases, claims, at) {
+                self.first_end = Some(self.first_end.map_or(ended, |first| first.min(ended)));
+            }
+            if leases.last().is_some_and(|lease| lease.until.is_none()) {
+                self.running.insert(place);
+            } else {
+                self.running.remove(&place);
+            }
         }
+    }
+
+    fn forget(&mut self, at: Timestamp) {
+        let over = |until: Timestamp| at.duration_since(until) >= KEPT;
+        let lately = self.looked.is_some_and(|looked| at.duration_since(looked).abs() < LOOK_EVERY);
+        if lately || !self.first_end.is_some_and(over) {
+            return;
+        }
+        (self.looked, self.first_end) = (Some(at), None);
         self.leases.retain(|_, leases| {
-            leases.retain(|lease| lease.until.is_none_or(|until| at.duration_since(until) < KEPT));
+            if leases.iter().any(|lease| lease.until.is_some_and(over)) {
+                Arc::make_mut(leases).retain(|lease| !lease.until.is_some_and(over));
+            }
+            self.first_end = leases.iter().filter_map(|lease| lease.until).chain(self.first_end).min();
             !leases.is_empty()
         });
     }
@@ -103,13 +159,13 @@ impl LeaseBook {
     }
 
     /// Where the address is or was held: one place mostly.
-    fn places(&self, address: IpAddr) -> impl Iterator<Item = (&Place, &Vec<Lease>)> {
+    fn places(&self, address: IpAddr) -> impl Iterator<Item = (&Place, &Arc<Vec<Lease>>)> {
         self.leases.range((address, None)..).take_while(move |((found, _), _)| *found == address)
     }
 
     /// Every lease in the book, by place, in the order in which they began.
     pub fn leases(&self) -> impl Iterator<Item = &Lease> {
-        self.leases.values().flatten()
+        self.leases.values().flat_map(|leases| leases.iter())
     }
 }
 
@@ -119,43 +175,55 @@ fn held(leases: &[Lease], at: Timestamp) -> Option<&Lease> {
 }
 
 fn claims(inventory: &Inventory) -> BTreeMap<Place, Vec<Claim<'_>>> {
-    let mut claims: BTreeMap<Place, Vec<Claim<'_>>> = BTreeMap::new();
+    let mut claims = BTreeMap::new();
     for container in inventory.containers.values() {
-        let mut claim = |place, endpoint| {
-            claims.entry(place).or_default().push(Claim { container: &container.id, endpoint, workload: &container.workload });
-        };
-        for leg in &container.legs {
-            for &address in &leg.addresses {
-                claim((address, Some(leg.bridge.clone())), container.endpoint());
-            }
-        }
-        for &address in container.elsewhere.iter().flat_map(|attachment| &attachment.addresses) {
-            claim((address, None), Endpoint::Unmanaged { name: container.name.clone(), address });
-        }
+        claim(&mut claims, container);
     }
     claims
 }
 
-/// Ends and begins the leases of one place. A container that never held it wins over the one that does: the engine gives an
-/// address away only after it has taken it back, so the old holder is one whose end we have not been told yet.
-fn pass_on(place: &Place, leases: &mut Vec<Lease>, claims: Vec<Claim<'_>>, at: Timestamp) {
+fn claim<'a>(claims: &mut BTreeMap<Place, Vec<Claim<'a>>>, container: &'a Container) {
+    let mut claim = |place, endpoint| {
+        claims.entry(place).or_default().push(Claim { container: &container.id, endpoint, workload: &container.workload });
+    };
+    for leg in &container.legs {
+        for &address in &leg.addresses {
+            claim((address, Some(Arc::from(leg.bridge.as_str()))), container.endpoint());
+        }
+    }
+    for &address in container.elsewhere.iter().flat_map(|attachment| &attachment.addresses) {
+        claim((address, None), Endpoint::Unmanaged { name: container.name.clone(), address });
+    }
+}
+
+/// Ends and begins the leases of one place; when one ended, if one did. A container that never held it wins over the one that does:
+/// the engine gives an address away only after it has taken it back, so the old holder is one whose end we have not been told yet.
+fn pass_on(place: &Place, leases: &mut Arc<Vec<Lease>>, claims: Vec<Claim<'_>>, at: Timestamp) -> Option<Timestamp> {
     let newcomer = claims.iter().position(|claim| leases.iter().all(|lease| lease.container != claim.container));
-    let running = leases.last_mut().filter(|lease| lease.until.is_none());
-    let next = match (newcomer, &running) {
+    let running = leases.last().filter(|lease| lease.until.is_none());
+    let next = match (newcomer, running) {
         (Some(newcomer), _) => Some(newcomer),
-        (None, Some(running)) if claims.iter().any(|claim| claim.is(running)) => return,
+        (None, Some(running)) if claims.iter().any(|claim| claim.is(running)) => return None,
         // The same container under another name, before anybody else who once was here.
         (None, Some(running)) => claims.iter().position(|claim| claim.container == running.container).or((!claims.is_empty()).then_some(0)),
         (None, None) => (!claims.is_empty()).then_some(0),
     };
-    if let Some(running) = running {
-        // An event that comes out of order can't end a lease before it began.
-        running.until = Some(at.max(running.from));
+    if running.is_none() && next.is_none() {
+        return None;
     }
-    let Some(Claim { container, endpoint, workload }) = next.and_then(|next| claims.into_iter().nth(next)) else { return };
-    let (address, bridge) = place.clone();
-    let from = leases.last().and_then(|lease| lease.until).map_or(at, |until| at.max(until));
-    leases.push(Lease { container: container.to_owned(), endpoint, workload: workload.clone(), bridge, address, from, until: None });
+    let leases = Arc::make_mut(leases);
+    let mut ended = None;
+    if let Some(running) = leases.last_mut().filter(|lease| lease.until.is_none()) {
+        // An event that comes out of order can't end a lease before it began.
+        ended = Some(at.max(running.from));
+        running.until = ended;
+    }
+    if let Some(Claim { container, endpoint, workload }) = next.and_then(|next| claims.into_iter().nth(next)) {
+        let (address, bridge) = (place.0, place.1.as_deref().map(str::to_owned));
+        let from = leases.last().and_then(|lease| lease.until).map_or(at, |until| at.max(until));
+        leases.push(Lease { container: container.to_owned(), endpoint, workload: workload.clone(), bridge, address, from, until: None });
+    }
+    ended
 }
 
 #[cfg(test)]

@@ -101,5 +101,13 @@ pub(crate) fn run(short: bool) {
         ]);
         (begun, last) = (Instant::now(), now);
     }
+    if !short {
+        // Who held an address is remembered for ten minutes, looked through each minute; a good minute for the memory to go back.
+        let later = Duration::from_secs(policy::lease::KEPT.as_secs().unsigned_abs() + 420);
+        std::thread::sleep(later);
+        let now = state(&station);
+        let what = format!("{}, and {} minutes later", grouped(starts as f64), later.as_secs() / 60);
+        table.row([what, String::new(), now.0.to_string(), now.1.to_string(), megabytes(now.2), String::new()]);
+    }
     table.print();
 }

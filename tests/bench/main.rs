@@ -14,13 +14,18 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 mod agent;
+#[path = "../chaos/api.rs"]
+#[allow(dead_code, reason = "made for the suite, which uses all of it")]
+mod api;
 mod change;
 mod churn;
 mod core;
 mod desk;
 mod events;
 mod figures;
+mod join;
 mod learn;
+mod nsid;
 mod parts;
 mod plane;
 mod process;
@@ -32,6 +37,7 @@ mod stage;
 mod station;
 mod store;
 mod told;
+mod told_of;
 mod traffic;
 mod watcher;
 mod world;
@@ -42,12 +48,13 @@ pub(crate) fn progress(steps: u64) -> indicatif::ProgressBar {
 }
 
 /// Name, what it measures, how.
-const FIGURES: [(&str, &str, fn(bool)); 10] = [
+const FIGURES: [(&str, &str, fn(bool)); 11] = [
     ("plane", "throughput, connect rate, latency and packets between two containers", |short| {
         plane::run(&plane::Effort { rounds: if short { 6 } else { 24 }, window: Duration::from_millis(if short { 100 } else { 300 }) });
     }),
     ("parts", "what the data plane's cost is made of, and what would be faster", parts::run),
     ("change", "a ruleset of 100,000 pairs in the kernel: full replace, one rule more and less", change::run),
+    ("join", "a container joins an enforced network: until it is bound, first packets lost, what would avoid that", join::run),
     ("core", "one evaluate against many rules", core::run),
     ("learn", "suggestions from a large graph: all of them, and after one edge more", learn::run),
     ("store", "the controller's store: size, rate of updates, start-up", store::run),

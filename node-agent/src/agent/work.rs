@@ -26,6 +26,7 @@ use super::alone::alone;
 use super::denied;
 use super::forwarding::Forwarding;
 use super::keep::{self, Keep, KeepError, Second};
+use super::memory::{self, Thrift};
 use super::process::EngineFilter;
 use super::start::Begun;
 use super::{AgentError, Before, Options, chain, io_at, living, owner};
@@ -37,6 +38,9 @@ use crate::uplink::{self, Order, Uplink, UplinkHandle};
 
 /// How often the kernel is compared whole with what was written, without a reason. With a reason it is compared at once.
 const FULL_COMPARE_EVERY: Duration = Duration::from_secs(300);
+/// How soon the controller hears of what moved. Of a burst it hears once: to give account takes longer than to bind, and the next
+/// container waits for it.
+const TELL_AFTER: Duration = Duration::from_millis(50);
 /// How often the agent looks at itself.
 const PULSE: Duration = Duration::from_secs(1);
 /// Seconds between two accounts of health while nothing changes: each is a write to disk here and a commit at the controller.
@@ -104,6 +108,9 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
     pulse.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let latest = Instant::now() + READY_WITHOUT_ENGINE_AFTER;
     let mut ready = false;
+    let mut thrift = Thrift::default();
+    // When the controller is told of what moved.
+    let mut told_at = None;
     loop {
         if !ready && (work.inventory_known() || Instant::now() >= latest) {
             ready = true;
@@ -111,7 +118,7 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
             // Nobody listens when it was started by hand.
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         }
-        let wake = sleep_until(work.wake);
+        let (wake, tell) = (sleep_until(work.wake), sleep_until(told_at.unwrap_or(work.wake)));
         tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -119,13 +126,22 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
             Ok(()) = snapshots.changed() => {
                 let snapshot = snapshots.borrow_and_update().clone();
                 work.moved(snapshot);
-                work.beat(&observer);
+                told_at.get_or_insert_with(|| Instant::now() + TELL_AFTER);
             }
             Some(order) = orders.recv() => work.order(order),
             change = foreign.changed() => work.touched(change),
             () = wake => drop(work.bind_again()),
+            () = tell, if told_at.is_some() => {
+                told_at = None;
+                work.beat(&observer);
+            }
             Some(facts) = facts.recv() => facts.iter().for_each(|fact| work.saw(fact)),
-            _ = pulse.tick() => work.beat(&observer),
+            _ = pulse.tick() => {
+                work.beat(&observer);
+                if thrift.is_due(observer.account().events, std::time::Instant::now()) {
+                    memory::give_back();
+                }
+            }
         }
         work.write_what_is_due();
     }
@@ -163,6 +179,8 @@ struct Work {
     filtered: watch::Sender<BTreeSet<String>>,
     /// Whether tables of ours were written, by this process or found.
     written: bool,
+    /// Who joined before this number was told of.
+    joins_told: u64,
     /// Why the kernel does not hold what is wanted.
     failing: Option<String>,
     /// Ports whose MAC address the bridge does not keep there; tried again with every change.
@@ -230,6 +248,7 @@ impl Work {
             binding: Binding::default(),
             filtered: watch::channel(BTreeSet::new()).0,
             written: false,
+            joins_told: 0,
             failing: None,
             adrift: BTreeSet::new(),
             unsaved: false,

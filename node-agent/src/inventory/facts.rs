@@ -81,10 +81,10 @@ impl Links {
 }
 
 /// Ports by bridge and by what is at their other end: with a thousand containers there are a thousand ports to look through for each.
-struct Ends<'a>(BTreeMap<(&'a str, Mac), Vec<(&'a String, &'a Peer)>>);
+pub(crate) struct Ends<'a>(BTreeMap<(&'a str, Mac), Vec<(&'a String, &'a Peer)>>);
 
 impl<'a> Ends<'a> {
-    fn of(links: &'a Links) -> Self {
+    pub(crate) fn of(links: &'a Links) -> Self {
         let mut ends: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (name, port) in &links.ports {
             if let Some(peer) = &port.peer {
@@ -165,6 +165,14 @@ impl Facts {
     pub(crate) fn is_here(&self, id: &str) -> bool {
         self.containers.get(id).is_some_and(|container| container.running)
             || self.networks.values().any(|network| network.attached.contains_key(id))
+    }
+
+    /// One container as [`Facts::join`] has it, but for its members; `None`: it is not here, or shares another's namespace.
+    pub(crate) fn container_here(&self, id: &str, ends: &Ends<'_>) -> Option<Container> {
+        let fact = self.containers.get(id).filter(|_| self.is_here(id) && self.owner(id).is_none())?;
+        let its = self.networks.iter().filter(|(_, network)| network.driver != "null" && network.attached.contains_key(id));
+        let networks = its.map(|(id, fact)| (id.clone(), self.network(id, fact, &Links::default()))).collect();
+        Some(self.container(id, fact, &networks, ends, &mut BTreeSet::new()))
     }
 
     /// Joins what the engine says with what the kernel says. The second part are sentences for a person.

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
@@ -39,11 +39,18 @@ pub enum LinksError {
     Dump(#[source] rtnetlink::Error),
 }
 
+/// The kernel's side, and when the news of it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) links: Arc<Links>,
+    pub(crate) at: Instant,
+}
+
 /// Starts to watch. The first value is complete. Ends when the last receiver is gone or the task is aborted.
 ///
 /// # Errors
 /// No netlink socket, or no answer to the first dump.
-pub(crate) async fn watch() -> Result<(watch::Receiver<Arc<Links>>, AbortHandle), LinksError> {
+pub(crate) async fn watch() -> Result<(watch::Receiver<Seen>, AbortHandle), LinksError> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups).map_err(LinksError::Open)?;
     let listener = tokio::spawn(connection);
@@ -53,7 +60,7 @@ pub(crate) async fn watch() -> Result<(watch::Receiver<Arc<Links>>, AbortHandle)
     let mut table = Table::default();
     table.dump(&handle).await?;
     table.ask_for_peers(&handle).await;
-    let (sender, receiver) = watch::channel(Arc::new(table.links()));
+    let (sender, receiver) = watch::channel(Seen { links: Arc::new(table.links()), at: Instant::now() });
     let task = tokio::spawn(async move {
         follow(table, handle, messages, sender).await;
         listener.abort();
@@ -64,7 +71,7 @@ pub(crate) async fn watch() -> Result<(watch::Receiver<Arc<Links>>, AbortHandle)
 
 type Messages = futures::channel::mpsc::UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, netlink_sys::SocketAddr)>;
 
-async fn follow(mut table: Table, handle: Handle, mut messages: Messages, sender: watch::Sender<Arc<Links>>) {
+async fn follow(mut table: Table, handle: Handle, mut messages: Messages, sender: watch::Sender<Seen>) {
     let mut repair = tokio::time::interval(REPAIR);
     repair.reset();
     loop {
@@ -81,15 +88,16 @@ async fn follow(mut table: Table, handle: Handle, mut messages: Messages, sender
             _ = repair.tick() => stale = true,
             () = sender.closed() => return,
         }
+        let at = Instant::now();
         if stale && let Err(error) = table.dump(&handle).await {
             warn!(error = &error as &dyn std::error::Error, "links not read");
         }
         table.ask_for_peers(&handle).await;
         let links = table.links();
         sender.send_if_modified(|current| {
-            let changed = **current != links;
+            let changed = *current.links != links;
             if changed {
-                *current = Arc::new(links);
+                *current = Seen { links: Arc::new(links), at };
             }
             changed
         });

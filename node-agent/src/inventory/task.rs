@@ -3,7 +3,7 @@
 use crate::chain::chain;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bollard::errors::Error as EngineError;
 use bollard::models::EventMessage;
@@ -15,7 +15,10 @@ use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use super::engine::{Engine, EngineFact};
-use super::facts::{ContainerFact, Details, Facts, Links, NetworkFact};
+use super::events::{Change, change};
+use super::facts::{ContainerFact, Details, Ends, Facts, Links, NetworkFact};
+use super::joins::Joins;
+use super::links::Seen;
 use super::{Options, Snapshot};
 
 /// Repairs what a missed event left wrong. Long, since each costs one inspect a network.
@@ -41,43 +44,10 @@ enum SessionError {
     Broke(#[source] EngineError),
 }
 
-/// What an event means to us.
-#[derive(Debug, PartialEq, Eq)]
-enum Change {
-    Connect {
-        network: String,
-        container: String,
-    },
-    Disconnect {
-        network: String,
-        container: String,
-    },
-    /// A container that was made or renamed: its name and labels are to be read.
-    Read(String),
-    Start(String),
-    Die(String),
-    Gone(String),
-    NetworkMade(String),
-    NetworkGone(String),
-    /// The engine read its configuration again.
-    Reload,
-}
-
-impl Change {
-    /// Whether an address may have another holder after it: then its own time counts, and not that of the batch.
-    fn moves_addresses(&self) -> bool {
-        match self {
-            Self::Connect { .. } | Self::Disconnect { .. } | Self::Gone(_) | Self::NetworkGone(_) => true,
-            // Its addresses are its own until the engine takes them back, and it has none before the engine gives them.
-            Self::Start(_) | Self::Die(_) | Self::Read(_) | Self::NetworkMade(_) | Self::Reload => false,
-        }
-    }
-}
-
 /// Owner of everything that was told.
 pub(crate) struct Task {
     options: Options,
-    links: watch::Receiver<Arc<Links>>,
+    links: watch::Receiver<Seen>,
     facts: Facts,
     about: EngineFact,
     leases: LeaseBook,
@@ -87,11 +57,12 @@ pub(crate) struct Task {
     synced: Timestamp,
     asked: JoinSet<(String, Result<Option<Details>, EngineError>)>,
     unclaimed: BTreeMap<String, Timestamp>,
+    joins: Joins,
     sender: watch::Sender<Arc<Snapshot>>,
 }
 
 impl Task {
-    pub(crate) fn new(options: Options, links: watch::Receiver<Arc<Links>>) -> (Self, watch::Receiver<Arc<Snapshot>>) {
+    pub(crate) fn new(options: Options, links: watch::Receiver<Seen>) -> (Self, watch::Receiver<Arc<Snapshot>>) {
         let blind = Some(format!("the engine at {} was not asked yet", options.socket.display()));
         let (sender, receiver) = watch::channel(Arc::new(Snapshot::default()));
         let mut task = Self {
@@ -104,9 +75,10 @@ impl Task {
             synced: Timestamp::MIN,
             asked: JoinSet::new(),
             unclaimed: BTreeMap::new(),
+            joins: Joins::default(),
             sender,
         };
-        task.publish(Timestamp::now());
+        task.publish();
         (task, receiver)
     }
 
@@ -124,7 +96,7 @@ impl Task {
                 warn!(error = &error as &dyn std::error::Error, socket = %self.options.socket.display(), "engine not followed");
             }
             self.blind = Some(reason);
-            self.publish(Timestamp::now());
+            self.publish();
             let awake = tokio::time::sleep(wait);
             tokio::pin!(awake);
             loop {
@@ -132,7 +104,7 @@ impl Task {
                     () = &mut awake => break,
                     () = self.sender.closed() => return,
                     changed = self.links.changed() => match changed {
-                        Ok(()) => self.publish(Timestamp::now()),
+                        Ok(()) => self.links_moved(),
                         Err(_) => return,
                     },
                 }
@@ -155,7 +127,7 @@ impl Task {
         }
         self.all_details().await;
         self.blind = None;
-        self.publish(Timestamp::now());
+        self.publish();
         info!(engine = self.about.version, socket = %self.options.socket.display(), "engine followed");
         self.follow(&engine, events).await
     }
@@ -185,14 +157,14 @@ impl Task {
                         news |= self.answered(answer);
                     }
                     if news {
-                        self.publish(Timestamp::now());
+                        self.publish();
                     }
                 }
                 changed = self.links.changed() => {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    self.publish(Timestamp::now());
+                    self.links_moved();
                 }
                 _ = resync.tick() => {
                     let before = self.facts.clone();
@@ -200,10 +172,10 @@ impl Task {
                     if before != self.facts {
                         info!("a full listing found what no event had told");
                     }
-                    self.publish(Timestamp::now());
+                    self.publish();
                 }
                 // A port may have become nobody's.
-                _ = unclaimed.tick(), if !self.unclaimed.is_empty() => self.publish(Timestamp::now()),
+                _ = unclaimed.tick(), if !self.unclaimed.is_empty() => self.publish(),
                 () = self.sender.closed() => return Ok(()),
             }
         }
@@ -275,7 +247,7 @@ impl Task {
             // By the clock of now everything that happens lies before the listing, and would be left out until the next one.
             warn!("the clock was put back; everything is listed anew");
             self.resync(engine).await?;
-            self.publish(Timestamp::now());
+            self.publish();
         }
         let mut changes = Vec::new();
         let mut broken = None;
@@ -292,17 +264,20 @@ impl Task {
             return Ok(broken);
         }
         let told = self.look_up(engine, &changes).await?;
+        let told_at = Instant::now();
         debug!(events = changes.len(), networks = told.networks.len(), "the engine answered");
         for (id, mut fact) in told.containers {
             keep_details(&mut fact, self.facts.containers.get(&id));
             self.facts.containers.insert(id, fact);
         }
+        let links = self.links.borrow().links.clone();
+        let ends = Ends::of(&links);
         let mut last = self.synced;
         for (at, change) in changes {
             last = at;
-            self.apply(engine, &told.networks, change, at).await?;
+            self.apply(engine, (&told.networks, &ends), change, at).await?;
         }
-        self.publish(last);
+        self.publish_at(last, told_at);
         Ok(broken)
     }
 
@@ -335,11 +310,12 @@ impl Task {
     async fn apply(
         &mut self,
         engine: &Engine,
-        networks: &BTreeMap<String, NetworkFact>,
+        (networks, ends): (&BTreeMap<String, NetworkFact>, &Ends<'_>),
         change: Change,
         at: Timestamp,
     ) -> Result<(), SessionError> {
-        let moves = change.moves_addresses();
+        let moved = change.moves_addresses_of().map(ToOwned::to_owned);
+        let all = matches!(change, Change::NetworkGone(_));
         match change {
             Change::Connect { network, container } => {
                 let Some(told) = networks.get(&network) else { return Ok(()) };
@@ -382,23 +358,35 @@ impl Task {
                 self.facts.userland_proxy = self.about.userland_proxy;
             }
         }
-        // The rest is told at the end of the batch: with many containers to join everything for each event takes longer than all else.
-        if moves {
-            let (inventory, _) = self.facts.join(&self.links.borrow().clone());
+        // The rest is told at the end of the batch, and of this event its container alone: with many containers to join everything for
+        // each event takes longer than all else.
+        if let Some(id) = moved {
+            self.leases.move_one(&id, self.facts.container_here(&id, ends).as_ref(), at);
+        } else if all {
+            let (inventory, _) = self.facts.join(&self.links.borrow().links.clone());
             self.leases.update(&inventory, at);
         }
         Ok(())
     }
 
-    /// Publishes what the facts come to, if that is anything new.
-    fn publish(&mut self, at: Timestamp) {
-        let links = self.links.borrow_and_update().clone();
+    fn publish(&mut self) {
+        self.publish_at(Timestamp::now(), Instant::now());
+    }
+
+    fn links_moved(&mut self) {
+        let told = self.links.borrow().at;
+        self.publish_at(Timestamp::now(), told);
+    }
+
+    /// Publishes what the facts come to, if that is anything new; `told` is when the last of them came.
+    fn publish_at(&mut self, at: Timestamp, told: Instant) {
+        let Seen { links, at: seen } = self.links.borrow_and_update().clone();
         let (mut inventory, mut notes) = self.facts.join(&links);
         self.leases.update(&inventory, at);
         notes.extend(self.about.notes.iter().cloned());
         inventory.strangers = self.strangers(&inventory, &links);
         let blind: Vec<String> = self.blind.iter().cloned().collect();
-        let (leases, engine) = (&self.leases, &self.about.version);
+        let (leases, engine, joins) = (&self.leases, &self.about.version, &mut self.joins);
         self.sender.send_if_modified(|current| {
             let same = *current.inventory == inventory
                 && current.leases == *leases
@@ -406,9 +394,15 @@ impl Task {
                 && current.notes.iter().eq(&notes)
                 && current.engine == *engine;
             if !same {
-                let notes = notes.into_iter().collect();
-                *current =
-                    Arc::new(Snapshot { inventory: Arc::new(inventory), leases: leases.clone(), blind, notes, engine: engine.clone() });
+                joins.note(&current.inventory, &inventory, told.max(seen));
+                *current = Arc::new(Snapshot {
+                    inventory: Arc::new(inventory),
+                    leases: leases.clone(),
+                    blind,
+                    notes: notes.into_iter().collect(),
+                    engine: engine.clone(),
+                    joins: joins.recent(),
+                });
             }
             !same
         });
@@ -446,29 +440,6 @@ fn keep_details(fact: &mut ContainerFact, known: Option<&ContainerFact>) {
     }
 }
 
-/// What an event means, and when it happened; `None`: nothing to us.
-fn change(event: EventMessage) -> Option<(Timestamp, Change)> {
-    let at = Timestamp::from_nanosecond(i128::from(event.time_nano?)).ok()?;
-    let kind = event.typ?.to_string();
-    let action = event.action?;
-    let actor = event.actor.unwrap_or_default();
-    let id = actor.id.filter(|id| !id.is_empty());
-    let container = actor.attributes.and_then(|mut attributes| attributes.remove("container"));
-    let change = match (kind.as_str(), action.as_str()) {
-        ("network", "connect") => Change::Connect { network: id?, container: container? },
-        ("network", "disconnect") => Change::Disconnect { network: id?, container: container? },
-        ("network", "create" | "update") => Change::NetworkMade(id?),
-        ("network", "destroy" | "remove") => Change::NetworkGone(id?),
-        ("container", "create" | "rename" | "update") => Change::Read(id?),
-        ("container", "start") => Change::Start(id?),
-        ("container", "die") => Change::Die(id?),
-        ("container", "destroy") => Change::Gone(id?),
-        ("daemon", "reload") => Change::Reload,
-        (_, _) => return None,
-    };
-    Some((at, change))
-}
-
 /// Any bytes as whatever the engine answers and tells, for the fuzz targets.
 #[cfg(any(fuzzing, test))]
 pub(crate) fn read_any(json: &[u8]) {
@@ -478,28 +449,7 @@ pub(crate) fn read_any(json: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use bollard::models::{EventActor, EventMessageTypeEnum};
-
     use super::*;
-
-    fn event(kind: EventMessageTypeEnum, action: &str, attributes: &[(&str, &str)]) -> EventMessage {
-        let attributes = attributes.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
-        EventMessage {
-            typ: Some(kind),
-            action: Some(action.to_owned()),
-            actor: Some(EventActor { id: Some("id".to_owned()), attributes: Some(attributes) }),
-            time_nano: Some(1_700_000_000_123_456_789),
-            ..EventMessage::default()
-        }
-    }
-
-    #[test]
-    fn an_event_happened_when_the_engine_says_to_the_nanosecond() {
-        let joined = event(EventMessageTypeEnum::NETWORK, "connect", &[("container", "c"), ("name", "front"), ("type", "bridge")]);
-        let (at, what) = change(joined).unwrap();
-        assert_eq!(at.as_nanosecond(), 1_700_000_000_123_456_789);
-        assert_eq!(what, Change::Connect { network: "id".to_owned(), container: "c".to_owned() });
-    }
 
     #[test]
     fn a_clock_that_was_put_back_is_noticed_and_one_that_goes_on_is_not() {
@@ -507,23 +457,5 @@ mod tests {
         assert!(went_back(at(3_600), at(10)));
         assert!(!went_back(at(3_600), at(3_600)));
         assert!(!went_back(Timestamp::MIN, at(0)), "never listed yet");
-    }
-
-    #[test]
-    fn a_label_named_like_an_attribute_changes_nothing_about_who_it_is() {
-        let labelled = event(EventMessageTypeEnum::CONTAINER, "rename", &[("container", "another"), ("oldName", "/x"), ("name", "y")]);
-        assert_eq!(change(labelled).unwrap().1, Change::Read("id".to_owned()));
-    }
-
-    #[test]
-    fn events_that_are_nothing_to_us_or_lack_something_are_skipped() {
-        for kind in [EventMessageTypeEnum::IMAGE, EventMessageTypeEnum::VOLUME, EventMessageTypeEnum::DAEMON] {
-            assert_eq!(change(event(kind, "create", &[])), None);
-        }
-        assert_eq!(change(event(EventMessageTypeEnum::CONTAINER, "exec_create: true", &[])), None);
-        assert_eq!(change(event(EventMessageTypeEnum::NETWORK, "connect", &[])), None, "no container");
-        assert_eq!(change(EventMessage::default()), None);
-        let late = EventMessage { time_nano: Some(i64::MAX), ..event(EventMessageTypeEnum::CONTAINER, "die", &[]) };
-        assert!(change(late).is_some(), "any time is a time");
     }
 }

@@ -157,3 +157,28 @@ fn an_end_told_out_of_order_never_precedes_the_beginning() {
     assert!(book.leases().all(|lease| lease.until.is_none_or(|until| lease.from <= until)));
     assert_eq!(holder(&book, Some("br0"), "172.18.0.2", 10).as_deref(), Some("b"));
 }
+
+#[test]
+fn one_container_that_moves_leaves_the_book_as_an_update_of_all_would() {
+    let (web, db) = (container("web", &[("br0", "172.18.0.2")]), container("db", &[("br0", "172.18.0.3")]));
+    let moved = container("web", &[("br0", "172.18.0.4")]);
+    let mut book = LeaseBook::default();
+    book.update(&inventory(&[web.clone(), db.clone()]), at(0));
+    let (mut whole, mut one) = (book.clone(), book.clone());
+    for (second, now) in [(10, Some(&moved)), (20, None), (30, Some(&web)), (40, Some(&moved))] {
+        let all: Vec<Container> = now.cloned().into_iter().chain([db.clone()]).collect();
+        whole.update(&inventory(&all), at(second));
+        one.move_one("web", now, at(second));
+        assert_eq!(one, whole, "at {second}");
+    }
+    assert_eq!(holder(&book, Some("br0"), "172.18.0.2", 50).as_deref(), Some("web"), "a copy made before stays what it was");
+}
+
+#[test]
+fn who_takes_an_address_over_ends_the_lease_of_the_one_before_though_only_he_is_told_of() {
+    let mut book = LeaseBook::default();
+    book.update(&inventory(&[container("old", &[("br0", "172.18.0.2")])]), at(0));
+    book.move_one("new", Some(&container("new", &[("br0", "172.18.0.2")])), at(5));
+    assert_eq!(holder(&book, Some("br0"), "172.18.0.2", 4).as_deref(), Some("old"));
+    assert_eq!(holder(&book, Some("br0"), "172.18.0.2", 5).as_deref(), Some("new"));
+}

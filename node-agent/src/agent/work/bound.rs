@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use policy::evaluate::Scene;
 use policy::{PolicySet, Rule};
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{FULL_COMPARE_EVERY, Work, living};
 use crate::enforce;
@@ -34,6 +34,28 @@ impl Work {
         let first = old.engine.is_empty();
         let left = if first { BTreeSet::new() } else { living::given_back(&old.inventory, &self.snapshot.inventory) };
         self.bind(left, first);
+        self.tell_joined();
+    }
+
+    /// How long it took since somebody joined an enforced network: since the engine gave the address, and since the agent knew of it.
+    fn tell_joined(&mut self) {
+        let (guarded, now) = (self.binding.ruleset().guarded(), Timestamp::now());
+        let told = self.joins_told;
+        for join in self.snapshot.joins.iter().filter(|join| join.number >= told) {
+            self.joins_told = join.number + 1;
+            let container = self.snapshot.inventory.containers.get(&join.container);
+            let leg = container.and_then(|container| container.legs.iter().find(|leg| leg.bridge == join.bridge));
+            let Some(leg) = leg.filter(|_| self.failing.is_none() && guarded.contains(&join.bridge)) else { continue };
+            let own = join.known.elapsed();
+            let first = leg.addresses.first().and_then(|&address| self.snapshot.leases.find(Some(&join.bridge), address, now));
+            let since_event = first.and_then(|lease| Duration::try_from(now.duration_since(lease.from)).ok());
+            metrics::histogram!("bulkhead_agent_join_seconds", "since" => "known").record(own);
+            if let Some(since_event) = since_event {
+                metrics::histogram!("bulkhead_agent_join_seconds", "since" => "event").record(since_event);
+            }
+            let (own_us, since_event_us) = (micros(own), since_event.map(micros));
+            debug!(container = join.container, bridge = join.bridge, own_us, since_event_us, "bound");
+        }
     }
 
     /// Returns how many connections were ended, if the living were judged.
@@ -121,6 +143,10 @@ impl Work {
             }
         }
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn rules(set: &PolicySet) -> impl Iterator<Item = &Rule> {
