@@ -26,7 +26,7 @@ use super::alone::alone;
 use super::denied;
 use super::forwarding::Forwarding;
 use super::keep::{self, Keep, KeepError, Second};
-use super::memory::{self, Thrift};
+use super::memory;
 use super::process::EngineFilter;
 use super::start::Begun;
 use super::{AgentError, Before, Options, chain, io_at, living, owner};
@@ -108,7 +108,8 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
     pulse.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let latest = Instant::now() + READY_WITHOUT_ENGINE_AFTER;
     let mut ready = false;
-    let mut thrift = Thrift::default();
+    let mut thrift = interval(memory::GIVE_BACK_EVERY);
+    thrift.set_missed_tick_behavior(MissedTickBehavior::Skip);
     // When the controller is told of what moved.
     let mut told_at = None;
     loop {
@@ -136,12 +137,8 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
                 work.beat(&observer);
             }
             Some(facts) = facts.recv() => facts.iter().for_each(|fact| work.saw(fact)),
-            _ = pulse.tick() => {
-                work.beat(&observer);
-                if thrift.is_due(observer.account().events, std::time::Instant::now()) {
-                    memory::give_back();
-                }
-            }
+            _ = pulse.tick() => work.beat(&observer),
+            _ = thrift.tick() => memory::give_back(),
         }
         work.write_what_is_due();
     }
