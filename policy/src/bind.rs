@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::evaluate::{Scene, Standing};
 use crate::inventory::{Container, Inventory, Network, Published};
 use crate::policy_set::{Direction, Peer, PolicySet, Rule};
-use crate::ruleset::{Door, Pair, Pin, Remote, Ruleset, Spot};
+use crate::ruleset::{Door, Pair, Pin, Remote, Ruleset, Spot, Tuples};
 use crate::segment::{Mode, Selector};
 use crate::service::Ports;
 use crate::workload::Workload;
@@ -109,6 +109,7 @@ fn frame(set: &PolicySet, inventory: &Inventory, standings: &Standings, guarded:
     for bridge in guarded_by_policy(set, inventory, standings).into_iter().chain(still) {
         ruleset.watched.entry(bridge).or_default().guarded = true;
     }
+    tell_tuples_apart(inventory, &mut ruleset);
     for container in inventory.containers.values() {
         let standing = standings[&container.id];
         for leg in &container.legs {
@@ -132,6 +133,29 @@ fn frame(set: &PolicySet, inventory: &Inventory, standings: &Standings, guarded:
     }
     close_beforehand(inventory, &mut ruleset);
     ruleset
+}
+
+/// Which watched bridges carry addresses that another one carries too. One engine makes no two networks with one subnet.
+fn tell_tuples_apart(inventory: &Inventory, ruleset: &mut Ruleset) {
+    let networks: Vec<(&String, &Network)> = inventory
+        .networks
+        .values()
+        .filter_map(|network| Some((network.bridge.as_ref()?, network)))
+        .filter(|(bridge, _)| ruleset.watched.contains_key(*bridge))
+        .collect();
+    let overlap = |a: &Network, b: &Network| {
+        let nets = a.subnets.iter().flat_map(|a| b.subnets.iter().map(move |b| (a, b)));
+        nets.into_iter().any(|(a, b)| a.contains(b) || b.contains(a))
+    };
+    let shares =
+        |(bridge, network): &(&String, &Network)| networks.iter().any(|(other, theirs)| other != bridge && overlap(network, theirs));
+    let shared: BTreeSet<&String> = networks.iter().filter(|network| shares(network)).map(|(bridge, _)| *bridge).collect();
+    if shared.is_empty() {
+        return;
+    }
+    for (bridge, watch) in &mut ruleset.watched {
+        watch.tuples = if shared.contains(bridge) { Tuples::Shared } else { Tuples::Beside };
+    }
 }
 
 /// Published ports that the node's own programs may not reach. The proxy's leg comes from the node too, so that with a proxy only a
@@ -406,5 +430,41 @@ mod tests {
         assert_eq!(contested(&inventory.networks["shared"], &inventory).map(String::as_str), Some("virbr0"));
         let none = bound(&["shared"]);
         assert!(none.subnets.is_empty() && none.known.is_empty() && none.bystanders.is_empty(), "nothing to close, nothing to say");
+    }
+
+    #[test]
+    fn watched_bridges_with_the_same_addresses_are_named_and_so_is_who_is_beside_them() {
+        let network = |name: &str, subnets: &[&str]| Network {
+            id: name.into(),
+            name: name.into(),
+            project: None,
+            driver: "bridge".into(),
+            bridge: Some(format!("br-{name}")),
+            subnets: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
+            internal: false,
+            unmanaged: BTreeSet::new(),
+        };
+        let networks = [
+            network("one", &["10.1.0.0/16", "fd01::/64"]),
+            network("two", &["10.1.2.0/24", "fd02::/64"]),
+            network("other", &["10.2.0.0/16"]),
+        ];
+        let inventory = Inventory { networks: networks.map(|network| (network.id.clone(), network)).into(), ..Inventory::default() };
+        let bound = |names: &[&str]| -> Vec<(String, Tuples)> {
+            let segment = Segment {
+                name: "all".into(),
+                members: names.iter().map(|name| Selector::Network((*name).into())).collect(),
+                mode: Mode::Enforce,
+                refusal: Refusal::Reject,
+                promotion: None,
+            };
+            let set = PolicySet { segments: [("all".to_owned(), segment)].into(), ..PolicySet::default() };
+            let watched = bind(&set, &inventory, Timestamp::UNIX_EPOCH).watched;
+            watched.into_iter().map(|(bridge, watch)| (bridge, watch.tuples)).collect()
+        };
+        let of = |bridge: &str, tuples| (bridge.to_owned(), tuples);
+        assert_eq!(bound(&["one", "other"]), [of("br-one", Tuples::Own), of("br-other", Tuples::Own)], "nobody watches the second");
+        let all = [of("br-one", Tuples::Shared), of("br-other", Tuples::Beside), of("br-two", Tuples::Shared)];
+        assert_eq!(bound(&["one", "two", "other"]), all);
     }
 }

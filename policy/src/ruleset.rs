@@ -132,6 +132,22 @@ pub struct Pin {
 pub struct Watch {
     /// A workload in Enforce (or quarantine) is attached: addresses that are not bound are dropped.
     pub guarded: bool,
+    /// Whether connection tracking tells its connections from those of other watched bridges.
+    #[serde(default)]
+    pub tuples: Tuples,
+}
+
+/// Connection tracking knows addresses and ports, and no bridges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Tuples {
+    /// No two watched bridges of the node carry the same addresses.
+    #[default]
+    Own,
+    /// Two others do.
+    Beside,
+    /// Another one carries addresses of this one's subnets.
+    Shared,
 }
 
 /// Everything the kernel of one node has to hold. Equal rulesets are the same ruleset: applying one twice writes nothing.
@@ -221,7 +237,7 @@ mod tests {
         let pair = Pair { direction: Direction::Ingress, local: spot.clone(), remote: Remote::Spot(host), ports };
         let ruleset = Ruleset {
             bridges: ["br-1".to_owned()].into(),
-            watched: [("br-1".to_owned(), Watch { guarded: true })].into(),
+            watched: [("br-1".to_owned(), Watch { guarded: true, tuples: Tuples::Shared })].into(),
             pins: [("veth1".to_owned(), Pin { bridge: "br-1".to_owned(), mac: [2; 6], addresses: [spot.address].into() })].into(),
             sides: [(spot, Standing::Audit)].into(),
             doors: [(door, Standing::Quarantined)].into(),

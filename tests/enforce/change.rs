@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use lab::{Netns, needs_root};
 use node_agent::enforce::{Enforcer, Nftables};
 use policy::policy_set::Direction;
-use policy::ruleset::{Change, Door, Pair, Pin, Remote, Spot, Watch};
+use policy::ruleset::{Change, Door, Pair, Pin, Remote, Spot, Tuples, Watch};
 use policy::segment::Refusal;
 use policy::{Protocol, Ruleset, Standing};
 use proptest::collection::{btree_map, btree_set, vec};
@@ -79,7 +79,12 @@ fn frames() -> impl Strategy<Value = Ruleset> {
     let pin = (names(), 0..3_u8, btree_set(addresses(), 0..3));
     let pin = pin.prop_map(|(bridge, mac, addresses)| Pin { bridge, mac: [2, 0, 0, 0, 0, mac], addresses });
     let pins = btree_map(select(vec!["p0", "p1", "p2"]).prop_map(str::to_owned), pin, 0..3);
-    let watched = btree_map(names(), any::<bool>().prop_map(|guarded| Watch { guarded }), 0..3);
+    let watched = btree_map(
+        names(),
+        (any::<bool>(), prop_oneof![Just(Tuples::Own), Just(Tuples::Beside), Just(Tuples::Shared)])
+            .prop_map(|(guarded, tuples)| Watch { guarded, tuples }),
+        0..3,
+    );
     let subnets = ["10.0.0.0/24", "10.0.1.0/24", "10.0.4.0/24", "fd00::/64"].map(|net| net.parse().unwrap());
     let sets = (btree_set(doors(), 0..3), btree_set(addresses(), 0..3), btree_set(select(subnets.to_vec()), 0..3));
     let inward = btree_map(doors(), standings(), 0..3);

@@ -268,7 +268,7 @@ fn a_hundred_thousand_pairs_go_in_at_once_and_one_more_is_one_element() {
         ports: policy::Service::tcp(1 + (n % 1000 / 4) as u16 * 4 + (n % 1000 / 256) as u16).into(),
     };
     let mut bound = policy::Ruleset { pairs: (0..100_000).map(pair).collect(), ..Default::default() };
-    bound.watched.insert("br0".into(), policy::ruleset::Watch { guarded: true });
+    bound.watched.insert("br0".into(), policy::ruleset::Watch { guarded: true, ..Default::default() });
     let pairs = bound.pairs.len();
     let mut enforcer = enforcer(&host);
     let started = std::time::Instant::now();

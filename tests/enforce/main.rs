@@ -30,3 +30,4 @@ mod owner;
 mod pairs;
 mod revoke;
 mod stage;
+mod twins;

@@ -18,8 +18,10 @@ use scene::{Scene, Seen};
 
 const SPEED: &str = "the rules below it say the same; this one spares most packets the look-ups";
 
+const TWINS: &str = "needs two bridges with one subnet: tests/enforce/twins.rs";
+
 /// Rules that no packet shows, and why they are there all the same.
-const SECOND: [(&str, &str, &str); 12] = [
+const SECOND: [(&str, &str, &str); 16] = [
     (
         "error",
         "from the node: the gateway, or our refusal",
@@ -40,7 +42,7 @@ const SECOND: [(&str, &str, &str); 12] = [
     ("forward", "IPv4, checked where it came in, passed by the filter, to its receiver: the road of most packets", SPEED),
     ("forward", "IPv6, checked where it came in, passed by the filter, to its receiver: the road of most packets", SPEED),
     (
-        "arrival",
+        "arrived",
         "every side allows it",
         "its answer needs it, where a container may ask the node and not the node the container: `who_has_the_bridges_own_mac_...`",
     ),
@@ -56,6 +58,10 @@ const SECOND: [(&str, &str, &str); 12] = [
         "needs a tunnel: `what_comes_out_of_a_tunnel_on_the_node_is_not_who_went_in`",
     ),
     ("ipv6", "TCP and nothing before it: none of the below", SPEED),
+    ("judge", "another bridge's connection, for all that connection tracking knows", TWINS),
+    ("arrival", "another bridge's connection, for all that connection tracking knows", TWINS),
+    ("fresh", "whose connection it is", TWINS),
+    ("arrived", "whose connection it is", TWINS),
 ];
 
 /// Takes out each rule and returns those that no probe noticed, or one that is said to be noticed by none.

@@ -135,7 +135,7 @@ fn what_a_killed_agent_was_still_to_be_told_is_not_taken_for_an_answer() {
     let host = Netns::new("host");
     host.ip("link add br0 type bridge");
     let mut bound = Ruleset::default();
-    bound.watched.insert("br0".into(), policy::ruleset::Watch { guarded: true });
+    bound.watched.insert("br0".into(), policy::ruleset::Watch { guarded: true, ..Default::default() });
     let spot = |n: u32| policy::ruleset::Spot { bridge: Some("br0".into()), address: std::net::Ipv4Addr::from(0x0a00_0000 + n).into() };
     bound.sides = (0..20_000).map(|n| (spot(n), policy::Standing::Quarantined)).collect();
     let mut first = enforcer(&host);

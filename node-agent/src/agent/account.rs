@@ -157,7 +157,7 @@ mod tests {
             .into(),
             ..Inventory::default()
         };
-        let wanted = Ruleset { watched: [("br-f".to_owned(), Watch { guarded: true })].into(), ..Ruleset::default() };
+        let wanted = Ruleset { watched: [("br-f".to_owned(), Watch { guarded: true, ..Watch::default() })].into(), ..Ruleset::default() };
         let states = |failing| networks(&inventory, &wanted, failing).into_iter().map(|n| (n.name, n.state)).collect::<BTreeMap<_, _>>();
         let held = states(None);
         assert_eq!(held["front"], NetworkState::Enforced);

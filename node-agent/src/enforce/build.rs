@@ -23,6 +23,9 @@ const BEGUN: [u8; label::SIZE] = {
     bits
 };
 
+/// The register with the connection's home, where its label is in the first ones.
+const HOME: u32 = FIRST_REGISTER + (label::HOME / 4) as u32;
+
 /// A rule in the making.
 pub(super) struct Draft {
     comment: String,
@@ -75,12 +78,12 @@ impl Draft {
 
     /// Only where the fields are in the set.
     pub(super) fn within(self, fields: &[Field], set: &str) -> Self {
-        self.load(fields).push(Expression::Lookup { set: set.to_owned(), absent: false })
+        self.load(fields).push(Expression::Lookup { set: set.to_owned(), absent: false, register: FIRST_REGISTER })
     }
 
     /// Only where the fields are not in the set.
     pub(super) fn not_within(self, fields: &[Field], set: &str) -> Self {
-        self.load(fields).push(Expression::Lookup { set: set.to_owned(), absent: true })
+        self.load(fields).push(Expression::Lookup { set: set.to_owned(), absent: true, register: FIRST_REGISTER })
     }
 
     /// Acts as the verdict map says for the fields.
@@ -107,6 +110,24 @@ impl Draft {
     pub(super) fn begin(self) -> Self {
         let register = FIRST_REGISTER;
         self.push(Expression::Constant { register, value: BEGUN.to_vec() }).push(Expression::ConntrackLabelSet { register })
+    }
+
+    /// Only where the connection's home is not the interface that a field names: another bridge's, or nobody's.
+    pub(super) fn not_at_home(self, field: Field, homes: &str) -> Self {
+        let mut draft = self.push(Expression::ConntrackLabel { register: FIRST_REGISTER });
+        // Behind the whole label, so that its last word and the index are one key.
+        draft.expressions.extend(Field::load_from(HOME + 1, &[field]));
+        draft.push(Expression::Lookup { set: homes.to_owned(), absent: true, register: HOME })
+    }
+
+    /// Makes the interface that a field names the connection's home, unless it has one.
+    pub(super) fn settle(self, field: Field) -> Rule {
+        let register = FIRST_REGISTER;
+        let mut draft = self.push(Expression::ConntrackLabel { register });
+        draft = draft.push(Expression::Compare { equal: true, register: HOME, value: vec![0; 4] });
+        draft = draft.push(Expression::Constant { register, value: vec![0; label::HOME] });
+        draft.expressions.extend(Field::load_from(HOME, &[field]));
+        draft.push(Expression::ConntrackLabelSet { register }).done()
     }
 
     fn masked(self, mask: Vec<u8>) -> Self {

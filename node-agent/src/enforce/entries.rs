@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use policy::evaluate::Standing;
 use policy::policy_set::Direction;
-use policy::ruleset::{Door, Pin, Remote, Spot, Watch};
+use policy::ruleset::{Door, Pin, Remote, Spot, Tuples, Watch};
 
 use super::anew;
 use super::elements::{ip_of, octets, spot_key};
@@ -60,7 +60,12 @@ pub(super) fn watch(name: &str, watch: Watch, links: &Links) -> Vec<Entry> {
     let mut entries = vec![inet("watched", text.clone())];
     if watch.guarded {
         entries.extend([inet("guarded", text.clone()), entry(Family::Arp, "guarded", text)]);
-        entries.extend(links.index(name).map(|index| inet("guarded_index", key([&index.to_ne_bytes()]))));
+    }
+    let Some(index) = links.index(name).map(u32::to_ne_bytes) else { return entries };
+    match watch.tuples {
+        Tuples::Own if watch.guarded => entries.push(inet("guarded_index", key([&index]))),
+        Tuples::Own | Tuples::Beside => {}
+        Tuples::Shared => entries.extend([inet("twins", key([&index])), inet("homes", key([&index, &index]))]),
     }
     entries
 }

@@ -183,6 +183,7 @@ pub(super) enum Expression {
     Lookup {
         set: String,
         absent: bool,
+        register: u32,
     },
     /// Acts on what the verdict map holds for the key.
     Dispatch {
@@ -285,8 +286,8 @@ impl Expression {
                 vec![be32(1, *register), be32(2, *register), be32(3, mask.len() as u32), value(4, mask), value(5, xor)]
             }
             // NFTA_LOOKUP_SET, SREG, DREG, FLAGS
-            Self::Lookup { set, absent: false } => vec![text(1, set), be32(2, FIRST_REGISTER)],
-            Self::Lookup { set, absent: true } => vec![text(1, set), be32(2, FIRST_REGISTER), be32(5, libc::NFT_LOOKUP_F_INV as u32)],
+            Self::Lookup { set, absent: false, register } => vec![text(1, set), be32(2, *register)],
+            Self::Lookup { set, absent: true, register } => vec![text(1, set), be32(2, *register), be32(5, libc::NFT_LOOKUP_F_INV as u32)],
             Self::Dispatch { map } => vec![text(1, map), be32(2, FIRST_REGISTER), be32(3, libc::NFT_REG_VERDICT as u32)],
             // NFTA_IMMEDIATE_DREG, DATA
             Self::Verdict(verdict) => vec![be32(1, libc::NFT_REG_VERDICT as u32), verdict_data(2, *verdict)],

@@ -4,7 +4,8 @@
 //! 1. In prerouting, from a guarded bridge without the mark of the guard (table `bridge bulkhead`): dropped, whatever it says.
 //!    In forward, what is established passes at once from there.
 //! 2. Established, and begun here: passes. Connection tracking knows no bridges: where nobody is judged, anybody can make it believe
-//!    in a connection between any two addresses. So what the filter let begin has a bit in its label, and nothing else counts.
+//!    in a connection between any two addresses. So what the filter let begin has a bit in its label, and nothing else counts. Where
+//!    two watched bridges have the same addresses, the label also says whose connection it is, and on the other one each packet is judged.
 //!    Related: ICMP errors from who may talk to the receiver; never redirects; what a helper expects is a connection like any other.
 //! 3. The sender's side by (bridge, address): unknown on a guarded bridge is dropped, Open passes, cut is dropped, Audit and
 //!    Enforce look up the pair. Then the receiver's side, likewise.
@@ -133,7 +134,9 @@ pub(super) fn table(shape: &Shape) -> Table {
     chain("stranger", None, [strays(), vec![rule("").then(Verdict::Goto("judge"))]].concat());
     chain("stranger_arrival", None, [strays(), vec![rule("").then(Verdict::Goto("arrival"))]].concat());
     chain("judge", None, judge());
+    chain("afresh", None, afresh());
     chain("arrival", None, arrival());
+    chain("arrived", None, arrived());
     chain("related", None, related::related());
     chain("error", None, related::error());
     chain("error_stranger", None, related::error_stranger());
@@ -208,7 +211,10 @@ fn constant_sets(table: &mut Table) {
     add("watched".into(), Set::of(&names, "bridges whose packets are judged"));
     add("guarded".into(), Set::of(&names, "bridges where an unknown address is dropped"));
     // Most packets ask this, and a number is asked in half the time of a name.
-    add("guarded_index".into(), Set::of(&[KeyType::InterfaceIndex], "the same by number"));
+    let index = KeyType::InterfaceIndex;
+    add("guarded_index".into(), Set::of(&[index], "the same by number, where no two watched bridges have the same addresses"));
+    add("twins".into(), Set::of(&[index], "watched bridges with addresses that another one has too"));
+    add("homes".into(), Set::of(&[index, index], "the same twice: the home of a connection, and where it is at home"));
     for ip in IPS {
         let spot = [KeyType::InterfaceIndex, address(ip)];
         let verdicts = |key: &[KeyType], comment| Set { holds: Holds::Verdict, ..Set::of(key, comment) };
@@ -324,9 +330,29 @@ fn output() -> Vec<Rule> {
     rules
 }
 
+/// A connection of bridges with the same addresses is one to connection tracking, and was allowed on that bridge alone where it is at
+/// home. An interface that is none of them is not asked.
+fn of_another(interface: Field, chain: &'static str) -> Rule {
+    let shared = rule("another bridge's connection, for all that connection tracking knows").within(&[interface], "twins");
+    shared.not_at_home(interface, "homes").then(Verdict::Goto(chain))
+}
+
+/// The first bridge of them by which it is allowed is its home.
+fn at_home(interface: Field) -> Rule {
+    rule("whose connection it is").within(&[interface], "twins").settle(interface)
+}
+
 fn judge() -> Vec<Rule> {
     vec![
+        of_another(Field::Iif, "afresh"),
+        of_another(Field::Oif, "afresh"),
         rule("answers and what follows a connection that was allowed").state(GOING_ON).begun().then(Verdict::Goto("pass")),
+        rule("").then(Verdict::Goto("afresh")),
+    ]
+}
+
+fn afresh() -> Vec<Rule> {
+    vec![
         rule("neighbour discovery; the guard has checked who claims what")
             .ip(Ip::V6)
             .l4(libc::IPPROTO_ICMPV6 as u8)
@@ -347,7 +373,15 @@ fn arrival() -> Vec<Rule> {
         rules.push(answer.dispatch(&door_key(ip), &named("doors", ip)));
     }
     rules.extend([
+        of_another(Field::Iif, "arrived"),
         rule("answers and what follows a connection that was allowed").state(GOING_ON).begun().then(Verdict::Goto("pass")),
+        rule("").then(Verdict::Goto("arrived")),
+    ]);
+    rules
+}
+
+fn arrived() -> Vec<Rule> {
+    vec![
         rule("what a host says to its router")
             .ip(Ip::V6)
             .l4(libc::IPPROTO_ICMPV6 as u8)
@@ -357,9 +391,9 @@ fn arrival() -> Vec<Rule> {
         rule("what quotes a connection that was allowed").state(RELATED).then(Verdict::Goto("related")),
         rule("").then(Verdict::Jump("sides")),
         rule("").then(Verdict::Jump("door")),
+        at_home(Field::Iif),
         rule("every side allows it").begin().then(Verdict::Accept),
-    ]);
-    rules
+    ]
 }
 
 /// The spot whose side it is, the other spot, and the interface of the other by (index, name).
@@ -382,6 +416,7 @@ fn fresh() -> Vec<Rule> {
         let key = [Field::Iif, Field::Source(ip), Field::Destination(ip), Field::SourcePort, Field::DestinationPort];
         rules.push(rule("so that a late answer is known as one").ip(ip).l4(libc::IPPROTO_UDP as u8).remember(&key, &named("udp_seen", ip)));
     }
+    rules.extend([at_home(Field::Iif), at_home(Field::Oif)]);
     rules.push(rule("every side allows it").begin().then(Verdict::Goto("pass")));
     rules
 }

@@ -84,9 +84,11 @@ pub(crate) mod label {
     /// An ICMP error that quotes the connection passed.
     pub(crate) const REFUSED: u8 = 2;
     /// The byte of the filter, and its bit: it let the connection begin.
-    pub(crate) const FILTER: usize = 12;
+    pub(crate) const FILTER: usize = 9;
     /// See [`FILTER`].
     pub(crate) const BEGUN: u8 = 1;
+    /// Where the filter writes the index of the bridge whose connection it is, if another bridge has the same addresses.
+    pub(crate) const HOME: usize = 12;
 }
 
 fn tuple(attributes: Attributes<'_>) -> Result<Tuple, Unreadable> {

@@ -132,7 +132,7 @@ fn every_kind_of_rule() -> Ruleset {
     let door = Door { address: parsed("192.0.2.1"), protocol: Protocol::Tcp, port: 8080 };
     Ruleset {
         bridges: BTreeSet::from([BRIDGE.to_owned()]),
-        watched: BTreeMap::from([(BRIDGE.to_owned(), Watch { guarded: true })]),
+        watched: BTreeMap::from([(BRIDGE.to_owned(), Watch { guarded: true, ..Watch::default() })]),
         pins: BTreeMap::from([(PORT.to_owned(), pin)]),
         sides,
         doors: BTreeMap::from([(door.clone(), standings[1])]),

@@ -263,7 +263,7 @@ mod tests {
     fn two() -> Ruleset {
         let pin = |last: u8| Pin { bridge: "br".into(), mac: [last; 6], addresses: [spot(last).address].into() };
         Ruleset {
-            watched: [("br".to_owned(), Watch { guarded: true })].into(),
+            watched: [("br".to_owned(), Watch { guarded: true, ..Watch::default() })].into(),
             sides: [(spot(2), Standing::Enforce(Refusal::Drop)), (spot(3), Standing::Open)].into(),
             pairs: [pair(2, 3)].into(),
             pins: [("v2".to_owned(), pin(2)), ("v3".to_owned(), pin(3))].into(),
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn a_guarded_bridge_a_stricter_side_and_a_lost_allow_narrow() {
         let mut open = two();
-        open.watched.insert("br".into(), Watch { guarded: false });
+        open.watched.insert("br".into(), Watch::default());
         assert!(narrows(&open, &two()));
         assert!(narrows(&Ruleset::default(), &two()));
         assert!(!narrows(&two(), &open));
