@@ -7,7 +7,8 @@ use policy::policy_set::Direction;
 use super::super::build::rule;
 use super::super::expression::{Field, Ip};
 use super::super::model::{Rule, Verdict};
-use super::{IPS, RST, ends, named, oriented, outside};
+use super::sides::{oriented, outside};
+use super::{IPS, RST, ends, named};
 
 /// The chain `related`.
 pub(super) fn related() -> Vec<Rule> {
