@@ -13,7 +13,7 @@ use crate::flow::Tuple;
 use crate::graph::EdgeKey;
 use crate::inventory::{Container, Inventory, Published};
 use crate::ruleset::Ruleset;
-use crate::service::Service;
+use crate::service::{Protocol, Service};
 use crate::status::Ended;
 use crate::track::Entry;
 use crate::workload::Endpoint;
@@ -113,8 +113,15 @@ impl Node<'_> {
 impl Living {
     /// Both ends are somebody's, and a network that carries it is guarded: it was judged, and its packets came by the roads that they
     /// claim. Of any other nobody knows who began it.
-    pub fn is_of_known_ends(&self) -> bool {
+    fn is_of_known_ends(&self) -> bool {
         self.guarded && ![&self.from, &self.to].iter().any(|end| matches!(end, Endpoint::Unknown(_)))
+    }
+
+    /// Whether it may go on unjudged: of known ends, and begun by who may. A TCP connection that is allowed the other way round alone may
+    /// be no more than an answer that nobody asked for: connection tracking has it all the same. Its client's next packet begins it.
+    pub fn is_begun(&self, scene: &Scene<'_>) -> bool {
+        let by_who_may = || self.carried || evaluate(scene, &self.toward()).verdict != Verdict::Deny;
+        self.is_of_known_ends() && (self.tuple.protocol != Protocol::Tcp || by_who_may())
     }
 
     fn toward(&self) -> Connection {
@@ -173,7 +180,6 @@ mod tests {
     use super::*;
     use crate::policy_set::{Peer, PolicySet, Quarantine, Rule, WorkloadPolicy};
     use crate::segment::{Mode, Refusal, Segment, Selector};
-    use crate::service::Protocol;
     use crate::workload::Workload;
 
     fn workload(name: &str) -> Workload {
@@ -230,6 +236,16 @@ mod tests {
     #[test]
     fn a_connection_met_in_the_middle_stays_if_its_other_direction_is_allowed() {
         assert!(!ends(&policies(Mode::Enforce), &living("db", "web", 5432, 40000)));
+    }
+
+    #[test]
+    fn who_may_answer_has_begun_nothing() {
+        let (set, networks) = (policies(Mode::Enforce), BTreeMap::new());
+        let scene = Scene { set: &set, networks: &networks, now: "2026-11-20T12:00:00Z".parse().unwrap() };
+        let answer = living("db", "web", 5432, 40000);
+        assert!(living("web", "db", 40000, 5432).is_begun(&scene) && !answer.is_begun(&scene));
+        assert!(Living { carried: true, ..answer.clone() }.is_begun(&scene), "the proxy's leg was judged at its door");
+        assert!(!Living { from: Endpoint::Unknown(answer.tuple.source), ..living("web", "db", 40000, 5432) }.is_begun(&scene));
     }
 
     #[test]

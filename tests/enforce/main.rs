@@ -17,6 +17,7 @@ mod change;
 mod counts;
 mod doors;
 mod errors;
+mod forged;
 mod guard;
 mod hostile;
 mod injected;

@@ -122,7 +122,7 @@ pub(super) fn table(shape: &Shape) -> Table {
     chain("forward", Some(libc::NF_INET_FORWARD as u32), forward());
     chain("input", Some(libc::NF_INET_LOCAL_IN as u32), input());
     chain("output", Some(libc::NF_INET_LOCAL_OUT as u32), output());
-    chain("stranger", None, [strays(), vec![rule("").then(Verdict::Goto("judge"))]].concat());
+    chain("stranger", None, [strays(), decoys(), vec![rule("").then(Verdict::Goto("judge"))]].concat());
     chain("stranger_arrival", None, [strays(), vec![rule("").then(Verdict::Goto("arrival"))]].concat());
     chain("judge", None, judge());
     chain("afresh", None, afresh());
@@ -222,6 +222,18 @@ fn strays() -> Vec<Rule> {
         draft.then(Verdict::Goto("homeless"))
     };
     IPS.map(stray).into()
+}
+
+/// Nor does it go by such a road to one: who is on a bridge that is not guarded would have a connection begin there, between
+/// addresses of its choice, that the filter then lets go on where it is guarded.
+fn decoys() -> Vec<Rule> {
+    let decoy = |ip| {
+        let draft = rule("to an address of a guarded network, by another road").not_within(&[Field::Oifname], "guarded");
+        let draft = draft.within(&[Field::Protocol, Field::Destination(ip)], &named("subnets", ip));
+        let draft = if ip == Ip::V6 { draft.network_bytes_not(24, &[0xfe, 0x80]) } else { draft };
+        draft.then(Verdict::Goto("homeless"))
+    };
+    IPS.map(decoy).into()
 }
 
 fn forward() -> Vec<Rule> {
@@ -339,9 +351,16 @@ fn arrived() -> Vec<Rule> {
         rule("what quotes a connection that was allowed").state(RELATED).then(Verdict::Goto("related")),
         rule("").then(Verdict::Jump("sides")),
         rule("").then(Verdict::Jump("door")),
+        answer_begins_nothing().then(Verdict::Accept),
         at_home(Field::Iif),
         rule("every side allows it").begin().then(Verdict::Accept),
     ]
+}
+
+/// Connection tracking lets a request pass that comes where it takes a connection for open or just reset (TCP_CONNTRACK_IGNORE in
+/// nf_conntrack_proto_tcp.c). So a connection begins with what its client may send, or who may answer would ask behind an answer.
+fn answer_begins_nothing() -> super::build::Draft {
+    rule("an answer begins no connection").tcp_flags(SYN, 0).mark_has(ACCEPTED)
 }
 
 /// What begins a connection, or follows one that the kernel has lost.
@@ -351,6 +370,9 @@ fn fresh() -> Vec<Rule> {
         let key = [Field::Iif, Field::Source(ip), Field::Destination(ip), Field::SourcePort, Field::DestinationPort];
         rules.push(rule("so that a late answer is known as one").ip(ip).l4(libc::IPPROTO_UDP as u8).remember(&key, &named("udp_seen", ip)));
     }
+    rules.push(answer_begins_nothing().then(Verdict::Goto("pass")));
+    // It is what the client's kernel says to an answer that nobody asked for.
+    rules.push(rule("nor does a reset").tcp_flags(RST, RST).then(Verdict::Goto("pass")));
     rules.extend([at_home(Field::Iif), at_home(Field::Oif)]);
     rules.push(rule("every side allows it").begin().then(Verdict::Goto("pass")));
     rules

@@ -175,6 +175,9 @@ fn ipv6() -> Vec<Rule> {
         rule("a routing header leads elsewhere than the filter sees").header(libc::IPPROTO_ROUTING as u8).drop(),
         icmpv6("router advertisement from a container", 134).drop(),
         icmpv6("redirect from a container", 137).drop(),
+        // The bridge would believe that somebody keeps book of who listens, and send neighbours' solicitations to this port and to no one
+        // whose report is older than that (br_multicast_query_received).
+        icmpv6("listener query from a container", 130).drop(),
         icmpv6("claims another's IPv6 address", 136)
             .not_within(&[PORT, Field::EtherSource, Field::NeighbourTarget], "own6")
             .then(Verdict::Goto("spoofed")),

@@ -34,7 +34,7 @@ pub fn revoke(scene: &Scene<'_>, ruleset: &Ruleset, inventory: &Inventory) -> io
     for (entry, living) in read(ruleset, inventory)? {
         if denied(scene, &living).is_some() {
             ended += u64::from(conntrack::delete(&entry)?);
-        } else if living.is_of_known_ends() && entry.stamp.is_some_and(|stamp| !stamp.begun) {
+        } else if entry.stamp.is_some_and(|stamp| !stamp.begun) && living.is_begun(scene) {
             conntrack::let_live(&entry)?;
         }
     }

@@ -121,7 +121,7 @@ impl<'h> Scene<'h> {
             (4, &["n6", "m6"]),
             (5, &["n7", "m7"]),
             // Nobody in Enforce: watched, and not guarded.
-            (6, &["aw"]),
+            (6, &["aw", "ax"]),
         ] {
             for name in names {
                 members.push((name, bridge, bridges[bridge].add(name)));

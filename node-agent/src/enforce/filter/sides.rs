@@ -11,7 +11,7 @@ use super::super::count::{self, Reason};
 use super::super::elements::{Group, Kind, Shape};
 use super::super::expression::{Field, Ip, Refuse};
 use super::super::model::{Rule, Verdict};
-use super::{ACK, IPS, RST, SYN, destination, ends, named, source};
+use super::{ACCEPTED, ACK, IPS, RST, SYN, destination, ends, named, source};
 
 /// What the maps `senders` and `receivers` hold for a spot. What is in no map is unknown.
 pub(in super::super) fn side_verdict(direction: Direction, standing: Standing) -> Verdict {
@@ -160,7 +160,10 @@ pub(super) fn lookups(shape: &Shape, packet: Direction, answer: bool, groups: &[
             Kind::Spots | Kind::SpotRanges => (draft, ends(local, remote)),
             Kind::Outside | Kind::OutsideRanges => (outside(draft, other), [local.as_slice(), &remote[1..]].concat()),
         };
-        rules.push(draft.within(&[fields, vec![name.group.field(answer)]].concat(), &name.to_string()).then(Verdict::Return));
+        let draft = draft.within(&[fields, vec![name.group.field(answer)]].concat(), &name.to_string());
+        // So that `fresh` knows it for one.
+        let draft = if answer { draft.mark(0, ACCEPTED) } else { draft };
+        rules.push(draft.then(Verdict::Return));
     }
     rules
 }

@@ -44,6 +44,10 @@ impl Script<'_, '_> {
             self.plain("another's address, from the outside", "net", "le", false, |id| packet(id, tuple, 0));
             let tuple = Tuple { from: self.address("re", v), ..self.tuple("aw", "node", v, "udp/9") };
             self.plain("another's address, from an audited bridge to the node", "aw", "node", false, |id| packet(id, tuple, 0));
+            // To a neighbour's MAC address, so that no side of the receiver's is asked.
+            let id = self.next(format!("to another network's address, on an audited bridge v{}", [4, 6][v]), "ax", false);
+            let bytes = packet(id, Tuple { to: self.address("re", v), ..self.tuple("aw", "ax", v, "udp/9") }, 0);
+            self.put("aw", self.macs("aw", "ax"), ethertype(&bytes), &bytes);
             let tuple = self.tuple("re", "le", v, "udp/80");
             self.plain("a route in the packet itself", "re", "le", false, |id| by_a_route(packet(id, tuple, 0)));
             let tuple = self.tuple("x", "y", v, "udp/80");
