@@ -11,10 +11,11 @@ use crate::guard::datagram;
 use crate::stage::{Policy, apply, enforcer, inventory, node_bridge, settled};
 
 const BRIEFLY: Duration = Duration::from_millis(400);
+const PATIENTLY: Duration = Duration::from_secs(20);
 const SUBNETS: (&str, &str) = ("10.1.0.0/24", "2001:db8:1::/64");
 
 /// What a container's kernel makes of its MAC address (RFC 4291, appendix A).
-fn link_local([a, b, c, d, e, f]: [u8; 6]) -> IpAddr {
+pub(crate) fn link_local([a, b, c, d, e, f]: [u8; 6]) -> IpAddr {
     IpAddr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
@@ -90,8 +91,13 @@ fn another_ones_bridge_with_the_same_subnet_that_was_there_before_goes_on() {
         assert_eq!(open, [true; 2], "netfilter on: {on}");
         // One that comes while nobody looks: with those that were there it talks all the same.
         let late = theirs.add_at("late", 40 + u32::from(on));
-        let open = y.addresses().map(|at| late.netns.tcp(SocketAddr::new(at, 80)).is_open());
-        assert_eq!(open, [true; 2], "a newcomer; netfilter on: {on}");
+        for at in y.addresses() {
+            let to = SocketAddr::new(at, 80);
+            lab::eventually(PATIENTLY, || match late.netns.tcp(to).is_open() {
+                true => Ok(()),
+                false => Err(format!("a newcomer to {to}; netfilter on: {on}")),
+            });
+        }
     }
 }
 

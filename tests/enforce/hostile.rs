@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use lab::frame::{self, Frames};
 use lab::{Server, needs_root};
-use policy::Mode;
+use node_agent::enforce::living;
+use policy::{Mode, Scene};
 
+use crate::anew::link_local;
 use crate::around::fragments;
 use crate::guard::icmpv6;
-use crate::stage::{Policy, apply, enforcer, inventory, mac_of, settled};
+use crate::stage::{Policy, apply, enforcer, inventory, mac_of, now, settled};
 
 const BRIEFLY: Duration = Duration::from_millis(400);
 const PATIENTLY: Duration = Duration::from_secs(5);
@@ -97,6 +99,41 @@ fn a_connection_that_was_forged_on_another_bridge_opens_nothing_on_a_guarded_one
 }
 
 #[test]
+fn a_connection_between_link_local_addresses_that_began_where_nobody_is_guarded_goes_on_nowhere_else() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let mut elsewhere = lab::Bridge::new(&host, "br9", "10.9.0.0/24", "2001:db8:9::/64");
+    let (x, y) = (elsewhere.add("x"), elsewhere.add("y"));
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)]), (&elsewhere, &[("x", &x), ("y", &y)])]);
+    let mut enforcer = enforcer(&host);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b"]).mode(Mode::Audit, &["x", "y"]).egress("a", "host:", "udp/53");
+    let bound = policy.bind(&inventory);
+    apply(&mut enforcer, &bound);
+    let (wire, far) = (Frames::open(&a.netns, "eth0"), Frames::open(&b.netns, "eth0"));
+    let (one, other) = (Frames::open(&x.netns, "eth0"), Frames::open(&y.netns, "eth0"));
+
+    let (from, to) = (link_local(a.mac), link_local(b.mac));
+    forge([&one, &other], [x.mac, y.mac], (from, 5001), (to, 99));
+    wire.send(&udp(a.mac, b.mac, (from, 5001), (to, 99), b"lab-begun-elsewhere"));
+    assert!(!far.sees(BRIEFLY, b"lab-begun-elsewhere"));
+    let networks = policy::bind::networks(&inventory);
+    let scene = Scene { set: &policy.0, networks: &networks, now: now() };
+    assert_eq!(host.run(|| living::revoke(&scene, &bound, &inventory).unwrap()), 0);
+    wire.send(&udp(a.mac, b.mac, (from, 5001), (to, 99), b"lab-looked-through"));
+    assert!(!far.sees(BRIEFLY, b"lab-looked-through"), "after a look at what lives");
+    // Engines give the node one link-local address on all of its bridges.
+    for bridge in ["br0", "br9"] {
+        host.ip(&format!("addr add fe80::1/64 dev {bridge} nodad"));
+    }
+    let (at, node) = ("fe80::1".parse().unwrap(), Server::udp_sink(&host, "[::]:99".parse().unwrap()));
+    one.send(&udp(x.mac, mac_of(&host, "br9"), (from, 5002), (at, 99), b"lab-to-the-node"));
+    lab::eventually(PATIENTLY, || if node.heard() == 1 { Ok(()) } else { Err("the node does not hear it") });
+    wire.send(&udp(a.mac, mac_of(&host, "br0"), (from, 5002), (at, 99), b"lab-begun-elsewhere"));
+    std::thread::sleep(BRIEFLY);
+    assert_eq!(node.heard(), 1);
+}
+
+#[test]
 fn nobody_else_sends_a_piece_of_a_guarded_workloads_packet() {
     needs_root!();
     node!(host, bridge: a, b);
@@ -135,8 +172,7 @@ fn nobody_else_sends_a_piece_of_a_guarded_workloads_packet() {
         }
     }
     // Pieces of one's own go on, link-local ones too.
-    let local = |mac: [u8; 6]| IpAddr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]]);
-    let own = x.addresses().into_iter().zip(y.addresses()).chain([(local(x.mac), local(y.mac))]);
+    let own = x.addresses().into_iter().zip(y.addresses()).chain([(link_local(x.mac), link_local(y.mac))]);
     for (from, to) in own {
         let (id, marker) = next();
         for part in fragments(from, to, 53, marker.as_bytes(), 8, id) {

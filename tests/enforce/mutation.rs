@@ -19,11 +19,13 @@ use scene::{Scene, Seen};
 const SPEED: &str = "the rules below it say the same; this one spares most packets the look-ups";
 
 const TWINS: &str = "needs two bridges with one subnet: tests/enforce/twins.rs";
+const EVERYBODYS: &str =
+    "needs two roads: `a_connection_between_link_local_addresses_that_began_where_nobody_is_guarded_goes_on_nowhere_else`";
 
 const BEHIND: &str = "a second packet shows it: `who_may_answer_asks_nothing_behind_an_answer`";
 
 /// Rules that no packet shows, and why they are there all the same.
-const SECOND: [(&str, &str, &str); 20] = [
+const SECOND: [(&str, &str, &str); 22] = [
     (
         "error",
         "from the node: the gateway, or our refusal",
@@ -68,6 +70,8 @@ const SECOND: [(&str, &str, &str); 20] = [
     ("arrival", "another bridge's connection, for all that connection tracking knows", TWINS),
     ("fresh", "whose connection it is", TWINS),
     ("arrived", "whose connection it is", TWINS),
+    ("fresh", "between addresses that every bridge has, where nobody is guarded", EVERYBODYS),
+    ("arrived", "between addresses that every bridge has, where nobody is guarded", EVERYBODYS),
 ];
 
 /// Takes out each rule and returns those that no probe noticed, or one that is said to be noticed by none.

@@ -148,7 +148,7 @@ pub(super) fn mode(client: &Client, terminal: &Terminal, args: ModeArgs) -> Resu
 
 fn tell_forecast(terminal: &Terminal, forecast: &Forecast) -> Result<(), Failed> {
     if forecast.denied.is_empty() {
-        terminal.say("Of what was seen so far, nothing would be denied.")?;
+        terminal.say("Of what was in use so far, nothing would be denied.")?;
     } else {
         let n = forecast.denied.len() as u64;
         terminal.say(format_args!("Of what was seen so far, {} would be denied:", count(n, "edge")))?;

@@ -177,6 +177,15 @@ impl Draft {
         self.push(Expression::Payload { base, offset, length: value.len() as u32, register: FIRST_REGISTER }).compare(false, value)
     }
 
+    /// From a link-local address: fe80::/10 (RFC 4291, 2.5.6).
+    pub(super) fn link_local(self) -> Self {
+        let base = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
+        self.ip(Ip::V6)
+            .push(Expression::Payload { base, offset: 8, length: 2, register: FIRST_REGISTER })
+            .masked(vec![0xff, 0xc0])
+            .compare(true, &[0xfe, 0x80])
+    }
+
     /// A frame with an IPv4 packet that has no options: its type, then version 4 and a header of five words (RFC 791, 3.1). One question,
     /// since every packet is asked.
     pub(super) fn plain_ipv4(self) -> Self {

@@ -29,7 +29,7 @@ use policy::ruleset::log;
 use policy::segment::Refusal;
 
 use super::anew;
-use super::build::rule;
+use super::build::{Draft, rule};
 use super::count::{self, Reason};
 use super::elements::{Group, Kind, Shape};
 use super::expression::{Field, Ip};
@@ -302,6 +302,12 @@ fn at_home(interface: Field) -> Rule {
     rule("whose connection it is").within(&[interface], "twins").settle(interface)
 }
 
+/// Link-local addresses are on every bridge, and where nobody is guarded anybody takes any of them. What begins between them there is
+/// judged packet by packet, which drops nothing on that bridge, and lets it go on nowhere else.
+fn everybodys(interface: Field) -> Draft {
+    rule("between addresses that every bridge has, where nobody is guarded").not_within(&[interface], "guarded").link_local()
+}
+
 fn judge() -> Vec<Rule> {
     vec![
         of_another(Field::Iif, "afresh"),
@@ -352,6 +358,7 @@ fn arrived() -> Vec<Rule> {
         rule("").then(Verdict::Jump("sides")),
         rule("").then(Verdict::Jump("door")),
         answer_begins_nothing().then(Verdict::Accept),
+        everybodys(Field::Iifname).then(Verdict::Accept),
         at_home(Field::Iif),
         rule("every side allows it").begin().then(Verdict::Accept),
     ]
@@ -359,7 +366,7 @@ fn arrived() -> Vec<Rule> {
 
 /// Connection tracking lets a request pass that comes where it takes a connection for open or just reset (TCP_CONNTRACK_IGNORE in
 /// nf_conntrack_proto_tcp.c). So a connection begins with what its client may send, or who may answer would ask behind an answer.
-fn answer_begins_nothing() -> super::build::Draft {
+fn answer_begins_nothing() -> Draft {
     rule("an answer begins no connection").tcp_flags(SYN, 0).mark_has(ACCEPTED)
 }
 
@@ -373,7 +380,7 @@ fn fresh() -> Vec<Rule> {
     rules.push(answer_begins_nothing().then(Verdict::Goto("pass")));
     // It is what the client's kernel says to an answer that nobody asked for.
     rules.push(rule("nor does a reset").tcp_flags(RST, RST).then(Verdict::Goto("pass")));
-    rules.extend([at_home(Field::Iif), at_home(Field::Oif)]);
+    rules.extend([everybodys(Field::Oifname).then(Verdict::Goto("pass")), at_home(Field::Iif), at_home(Field::Oif)]);
     rules.push(rule("every side allows it").begin().then(Verdict::Goto("pass")));
     rules
 }
