@@ -92,8 +92,10 @@ impl Deed {
 }
 
 /// The one that is restarted.
+const STRAY: [&str; 9] = ["run", "-d", "--name", "stray", "--label", "bulkhead.dev/workload=stray", "--network", "storm", IMAGE];
+
 pub(crate) fn run_stray(engine: &Engine) {
-    engine.docker(["run", "-d", "--name", "stray", "--label", "bulkhead.dev/workload=stray", "--network", "storm", IMAGE]);
+    engine.docker(STRAY);
 }
 
 /// Where deeds are done. `cache` may reach `db` but for revocations; `stray` may reach nobody and is the one that is restarted.
@@ -102,7 +104,6 @@ pub(crate) struct Scene<'s> {
     pub(crate) host: &'s Host<'s>,
     pub(crate) up: Mutex<Process>,
     pub(crate) score: &'s Score,
-    pub(crate) image: &'s str,
     /// What was measured: until a switch was back, until an alarm said so.
     pub(crate) repaired: Mutex<Vec<(Deed, Duration, Option<Duration>)>>,
 }
@@ -341,8 +342,7 @@ impl Scene<'_> {
                 self.engine.docker(["rm", "-f", "stray"]);
                 self.engine.docker(["network", "rm", "yard"]);
                 self.engine.docker(["network", "create", "yard"]);
-                let label = "bulkhead.dev/workload=stray";
-                self.engine.docker(["run", "-d", "--name", "stray", "--label", label, "--network", "storm", self.image]);
+                run_stray(self.engine);
             }
             Deed::ChangePlan => self.plan_changes(dice),
             Deed::AuditAndBack => self.open_and_back("audit"),
@@ -374,10 +374,17 @@ impl Scene<'_> {
         }
     }
 
-    /// An engine that was killed within a restart may never start that container again (20.10: "task already exists").
+    /// An engine that was killed within a restart may never start that container again (20.10: "task already exists"), or none with its
+    /// address until the engine itself is started again (29 with nftables: "rule exists").
     fn restart_stray(&self) {
-        if !self.engine.try_docker(["restart", "-t", "0", "stray"]).status.success() {
+        if self.engine.try_docker(["restart", "-t", "0", "stray"]).status.success() {
+            return;
+        }
+        self.engine.docker(["rm", "-f", "stray"]);
+        if !self.engine.try_docker(STRAY).status.success() {
             self.engine.docker(["rm", "-f", "stray"]);
+            self.engine.kill_daemon();
+            self.revive_engine();
             run_stray(self.engine);
         }
     }

@@ -103,7 +103,7 @@ fn storm(engine: &Engine, seed: u64, time: Duration) {
     let up = host.up();
     allow(&host);
     let score = Score::new();
-    let scene = Scene { engine, host: &host, up: Mutex::new(up), score: &score, image: IMAGE, repaired: Mutex::default() };
+    let scene = Scene { engine, host: &host, up: Mutex::new(up), score: &score, repaired: Mutex::default() };
     scene.enforce();
     score.open.store(true, Ordering::Relaxed);
 
