@@ -224,6 +224,8 @@ fn one_edge_is_learned_approved_and_enforced_a_second_is_denied_and_all_of_it_is
     host.bulkhead(["segment", "add", "network:line", "--segment", "line"]);
     assert!(get(&engine, "web", db), "under Learn everything passes");
     eventually(PATIENCE, || {
+        // Again, since the first may have come before anybody looked.
+        get(&engine, "web", db);
         let graph = host.bulkhead(["graph", "-o", "json"]);
         if graph.contains("\"web\"") && graph.contains("tcp/80") { Ok(()) } else { Err(graph) }
     });
