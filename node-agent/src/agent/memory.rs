@@ -2,7 +2,8 @@
 //!
 //! # Why
 //! The C library gives each thread an arena of its own, and a burst of connections, or a listing of a thousand containers, leaves free
-//! pages in all of them: with one arena 70 MB after a burst were 43 to 51 (tests/bench/RESULTS.md). So there is one arena, large buffers go back at once, and the rest now and then.
+//! pages in all of them: with one arena 70 MB after a burst were 43 to 51 (tests/bench/RESULTS.md). So there is one
+//! arena, large buffers go back at once, and the rest now and then.
 
 use std::time::Duration;
 
