@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "everything here is a test")]
 
 mod confined;
+mod firewall;
 mod installed;
 mod outside;
 mod owner;
