@@ -26,9 +26,7 @@ fn unwelcome(from: IpAddr, to: IpAddr, segment: &[u8]) -> Vec<u8> {
 #[test]
 fn who_may_answer_asks_nothing_behind_an_answer() {
     needs_root!();
-    node!(host, bridge: a, b);
-    let mut elsewhere = lab::Bridge::new(&host, "br9", "10.9.0.0/24", "2001:db8:9::/64");
-    let (x, y) = (elsewhere.add("x"), elsewhere.add("y"));
+    node!(host, bridge: a, b; elsewhere: x, y);
     settled(&host);
     let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)]), (&elsewhere, &[("x", &x), ("y", &y)])]);
     let mut enforcer = enforcer(&host);
@@ -100,9 +98,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
 #[test]
 fn a_connection_that_was_forged_on_an_audited_bridge_opens_nothing_on_a_guarded_one() {
     needs_root!();
-    node!(host, bridge: a, b);
-    let mut audited = lab::Bridge::new(&host, "br1", "10.2.0.0/24", "2001:db8:2::/64");
-    let (x, y) = (audited.add("x"), audited.add("y"));
+    node!(host, bridge: a, b; audited: x, y);
     let internet = Internet::behind(&host);
     settled(&host);
     for member in [&a, &b] {
@@ -127,7 +123,7 @@ fn a_connection_that_was_forged_on_an_audited_bridge_opens_nothing_on_a_guarded_
             near.send(&udp(a.mac, to, (at, port), (peer, 53), b"lab-out-on-a-forged-one"));
             assert!(!wire.sees(BRIEFLY, b"lab-out-on-a-forged-one"), "{at} -> {peer}");
             one.send(&udp(x.mac, y.mac, (peer, 54), (at, port), b"lab-forged"));
-            let (from, to) = if m == 0 { (mac, uplink) } else { (y.mac, mac_of(&host, "br1")) };
+            let (from, to) = if m == 0 { (mac, uplink) } else { (y.mac, mac_of(&host, "br9")) };
             wire.send(&udp(from, to, (peer, 54), (at, port), b"lab-in-on-a-forged-one"));
             assert!(!near.sees(BRIEFLY, b"lab-in-on-a-forged-one"), "{peer} -> {at}");
         }

@@ -80,9 +80,7 @@ fn forge(wires: [&Frames; 2], macs: [[u8; 6]; 2], from: (IpAddr, u16), to: (IpAd
 #[test]
 fn a_connection_that_was_forged_on_another_bridge_opens_nothing_on_a_guarded_one() {
     needs_root!();
-    node!(host, bridge: a, b);
-    let mut elsewhere = lab::Bridge::new(&host, "br9", "10.9.0.0/24", "2001:db8:9::/64");
-    let (x, y) = (elsewhere.add("x"), elsewhere.add("y"));
+    node!(host, bridge: a, b; elsewhere: x, y);
     let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)]), (&elsewhere, &[("x", &x), ("y", &y)])]);
     let mut enforcer = enforcer(&host);
     apply(&mut enforcer, &Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "udp/53").bind(&inventory));
@@ -101,9 +99,7 @@ fn a_connection_that_was_forged_on_another_bridge_opens_nothing_on_a_guarded_one
 #[test]
 fn a_connection_between_link_local_addresses_that_began_where_nobody_is_guarded_goes_on_nowhere_else() {
     needs_root!();
-    node!(host, bridge: a, b);
-    let mut elsewhere = lab::Bridge::new(&host, "br9", "10.9.0.0/24", "2001:db8:9::/64");
-    let (x, y) = (elsewhere.add("x"), elsewhere.add("y"));
+    node!(host, bridge: a, b; elsewhere: x, y);
     let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)]), (&elsewhere, &[("x", &x), ("y", &y)])]);
     let mut enforcer = enforcer(&host);
     let policy = Policy::default().mode(Mode::Enforce, &["a", "b"]).mode(Mode::Audit, &["x", "y"]).egress("a", "host:", "udp/53");
@@ -136,10 +132,8 @@ fn a_connection_between_link_local_addresses_that_began_where_nobody_is_guarded_
 #[test]
 fn nobody_else_sends_a_piece_of_a_guarded_workloads_packet() {
     needs_root!();
-    node!(host, bridge: a, b);
+    node!(host, bridge: a, b; elsewhere: x, y);
     let unbound = bridge.add("unbound");
-    let mut elsewhere = lab::Bridge::new(&host, "br9", "10.9.0.0/24", "2001:db8:9::/64");
-    let (x, y) = (elsewhere.add("x"), elsewhere.add("y"));
     let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)]), (&elsewhere, &[("x", &x), ("y", &y)])]);
     let mut enforcer = enforcer(&host);
     apply(&mut enforcer, &Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "udp/53").bind(&inventory));
