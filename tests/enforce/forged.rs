@@ -131,6 +131,22 @@ fn a_connection_that_was_forged_on_an_audited_bridge_opens_nothing_on_a_guarded_
 }
 
 #[test]
+fn link_local_addresses_of_any_choice_are_those_of_a_bridge_where_nobody_is_guarded() {
+    needs_root!();
+    node!(host, bridge: a, b; audited: x, y);
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)]), (&audited, &[("x", &x), ("y", &y)])]);
+    let mut enforcer = enforcer(&host);
+    apply(&mut enforcer, &Policy::default().mode(Mode::Enforce, &["a", "b"]).mode(Mode::Audit, &["x", "y"]).bind(&inventory));
+    let [one, other] = [&x, &y].map(|member| Frames::open(&member.netns, "eth0"));
+    for (n, (from, to)) in [("fe80::1", "fe80::2"), ("fe90::1", "fe90::2"), ("febf::1", "fea0::2")].into_iter().enumerate() {
+        let (from, to): (IpAddr, IpAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        let marker = format!("lab-link-local-{n}");
+        one.send(&udp(x.mac, y.mac, (from, 5000), (to, 53), marker.as_bytes()));
+        assert!(other.sees(PATIENTLY, marker.as_bytes()), "{from} -> {to}");
+    }
+}
+
+#[test]
 fn no_container_keeps_book_of_multicast_listeners() {
     needs_root!();
     for is_bound in [true, false] {

@@ -166,7 +166,8 @@ fn nobody_else_sends_a_piece_of_a_guarded_workloads_packet() {
         }
     }
     // Pieces of one's own go on, link-local ones too.
-    let own = x.addresses().into_iter().zip(y.addresses()).chain([(link_local(x.mac), link_local(y.mac))]);
+    let of_ones_choice = ["fe90::1", "febf::2"].map(|at| at.parse().unwrap());
+    let own = x.addresses().into_iter().zip(y.addresses()).chain([(link_local(x.mac), link_local(y.mac)), of_ones_choice.into()]);
     for (from, to) in own {
         let (id, marker) = next();
         for part in fragments(from, to, 53, marker.as_bytes(), 8, id) {

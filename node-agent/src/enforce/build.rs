@@ -31,6 +31,10 @@ pub(super) struct Draft {
     comment: String,
     expressions: Vec<Expression>,
 }
+/// Where an IPv6 header has its addresses (RFC 8200, 3).
+const IPV6_SOURCE: u32 = 8;
+const IPV6_DESTINATION: u32 = 24;
+
 
 /// Starts a rule; the comment is what `nft list` shows beside it.
 pub(super) fn rule(comment: &str) -> Draft {
@@ -177,13 +181,27 @@ impl Draft {
         self.push(Expression::Payload { base, offset, length: value.len() as u32, register: FIRST_REGISTER }).compare(false, value)
     }
 
-    /// From a link-local address: fe80::/10 (RFC 4291, 2.5.6).
-    pub(super) fn link_local(self) -> Self {
+    /// Only IPv6 from a link-local address.
+    pub(super) fn from_link_local(self) -> Self {
+        self.ip(Ip::V6).link_local(IPV6_SOURCE, true)
+    }
+
+    /// IPv6 that is known as such already, from no link-local address.
+    pub(super) fn not_from_link_local(self) -> Self {
+        self.link_local(IPV6_SOURCE, false)
+    }
+
+    /// The same, to none.
+    pub(super) fn not_to_link_local(self) -> Self {
+        self.link_local(IPV6_DESTINATION, false)
+    }
+
+    /// fe80::/10 (RFC 4291, 2.4).
+    fn link_local(self, offset: u32, is: bool) -> Self {
         let base = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
-        self.ip(Ip::V6)
-            .push(Expression::Payload { base, offset: 8, length: 2, register: FIRST_REGISTER })
+        self.push(Expression::Payload { base, offset, length: 2, register: FIRST_REGISTER })
             .masked(vec![0xff, 0xc0])
-            .compare(true, &[0xfe, 0x80])
+            .compare(is, &[0xfe, 0x80])
     }
 
     /// A frame with an IPv4 packet that has no options: its type, then version 4 and a header of five words (RFC 791, 3.1). One question,

@@ -99,7 +99,7 @@ fn prerouting() -> Vec<Rule> {
         piece("a piece of a guarded workload's IPv4 packet, by another port", Ip::V4).then(Verdict::Goto("spoofed")),
         // Link-local addresses are everybody's, and their queues are a bridge's own (net/ipv6/netfilter/nf_conntrack_reasm.c, fq_find).
         piece("a piece of a guarded workload's IPv6 packet, by another port", Ip::V6)
-            .network_bytes_not(8, &[0xfe, 0x80])
+            .not_from_link_local()
             .then(Verdict::Goto("spoofed")),
         rule("what a tunnel or a pair of ports on the node brings back was marked on another road").mark(PINNED | ACCEPTED, 0).done(),
     ]
