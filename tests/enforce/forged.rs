@@ -149,7 +149,7 @@ fn link_local_addresses_of_any_choice_are_those_of_a_bridge_where_nobody_is_guar
 #[test]
 fn no_container_keeps_book_of_multicast_listeners() {
     needs_root!();
-    for is_bound in [true, false] {
+    for (is_bound, tagged) in [(true, false), (false, false), (true, true), (false, true)] {
         node!(host, bridge: a, b, thief);
         let all = [("a", &a), ("b", &b), ("thief", &thief)];
         let inventory = inventory(&[(&bridge, &all[..if is_bound { 3 } else { 2 }])]);
@@ -163,13 +163,14 @@ fn no_container_keeps_book_of_multicast_listeners() {
         let query = icmpv6(local, everybody, &[&[130, 0, 0, 0, 0, 1, 0, 0][..], &[0; 16]].concat());
         let mut packet = frame::ip(local.into(), everybody.into(), 0, &[&[58, 0, 5, 2, 0, 0, 1, 0][..], &query[40..]].concat());
         packet[7] = 1;
-        stolen.send(&frame::ethernet([0x33, 0x33, 0, 0, 0, 1], thief.mac, frame::ETH_IPV6, &packet));
+        let (kind, payload) = if tagged { (frame::ETH_VLAN, frame::vlan(0, frame::ETH_IPV6, &packet)) } else { (frame::ETH_IPV6, packet) };
+        stolen.send(&frame::ethernet([0x33, 0x33, 0, 0, 0, 1], thief.mac, kind, &payload));
         std::thread::sleep(BRIEFLY);
         // Who asks for an address whose group nobody has reported, or not of late.
         let target: Ipv6Addr = "2001:db8:1::abcd:1234".parse().unwrap();
         let body = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &target.octets(), &[1, 1], &a.mac].concat();
         let ask = icmpv6(a.v6, "ff02::1:ffcd:1234".parse().unwrap(), &body);
         wire.send(&frame::ethernet([0x33, 0x33, 0xff, 0xcd, 0x12, 0x34], a.mac, frame::ETH_IPV6, &ask));
-        assert!(far.sees(PATIENTLY, &ask[40..]), "a solicitation reaches everybody; bound: {is_bound}");
+        assert!(far.sees(PATIENTLY, &ask[40..]), "a solicitation reaches everybody; bound: {is_bound}, in a tag: {tagged}");
     }
 }

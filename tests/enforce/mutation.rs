@@ -25,7 +25,7 @@ const EVERYBODYS: &str =
 const BEHIND: &str = "a second packet shows it: `who_may_answer_asks_nothing_behind_an_answer`";
 
 /// Rules that no packet shows, and why they are there all the same.
-const SECOND: [(&str, &str, &str); 22] = [
+const SECOND: [(&str, &str, &str); 21] = [
     (
         "error",
         "from the node: the gateway, or our refusal",
@@ -62,7 +62,6 @@ const SECOND: [(&str, &str, &str); 22] = [
         "needs a tunnel: `what_comes_out_of_a_tunnel_on_the_node_is_not_who_went_in`",
     ),
     ("ipv6", "TCP and nothing before it: none of the below", SPEED),
-    ("ipv6", "listener query from a container", "what the bridge learns is seen later: `no_container_keeps_book_of_multicast_listeners`"),
     ("fresh", "an answer begins no connection", BEHIND),
     ("fresh", "nor does a reset", BEHIND),
     ("arrived", "an answer begins no connection", BEHIND),

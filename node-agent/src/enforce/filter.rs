@@ -193,7 +193,7 @@ fn constant_sets(table: &mut Table) {
     add("link_matters".into(), types(KeyType::Icmpv6Type, "what a host and its router say to each other", link));
 }
 
-fn types(key: KeyType, comment: &str, types: &[u8]) -> Set {
+pub(super) fn types(key: KeyType, comment: &str, types: &[u8]) -> Set {
     let mut set = Set::of(&[key], comment);
     types.iter().for_each(|&number| set.insert(vec![number, 0, 0, 0], Value::Nothing));
     set

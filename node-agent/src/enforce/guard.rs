@@ -54,7 +54,9 @@ pub(super) fn table() -> Table {
     anew::sets(&mut table);
     let bystanders = Set::of(&[port], "ports of bridges that are not guarded");
     let tags = Set::of(&[KeyType::EtherType], "802.1Q and 802.1ad");
-    for (name, set) in [("bystanders", bystanders), ("neighbours", super::filter::neighbours()), ("tags", tags)] {
+    // RFC 2710, 3 and RFC 4286, 5.
+    let queriers = super::filter::types(KeyType::Icmpv6Type, "listener queries, multicast routers' advertisements", &[130, 151]);
+    for (name, set) in [("bystanders", bystanders), ("neighbours", super::filter::neighbours()), ("tags", tags), ("queriers", queriers)] {
         table.sets.insert(name.to_owned(), set);
     }
     let mut chain = |name: &str, hook: Option<Hook>, rules: Vec<Rule>| {
@@ -98,9 +100,12 @@ fn prerouting() -> Vec<Rule> {
         rule("from a port of a guarded bridge").within(&[PORT], "ports").then(Verdict::Goto("port")),
         piece("a piece of a guarded workload's IPv4 packet, by another port", Ip::V4).then(Verdict::Goto("spoofed")),
         // Link-local addresses are everybody's, and their queues are a bridge's own (net/ipv6/netfilter/nf_conntrack_reasm.c, fq_find).
-        piece("a piece of a guarded workload's IPv6 packet, by another port", Ip::V6)
-            .not_from_link_local()
-            .then(Verdict::Goto("spoofed")),
+        piece("a piece of a guarded workload's IPv6 packet, by another port", Ip::V6).not_from_link_local().then(Verdict::Goto("spoofed")),
+        // The bridge reads on within a tag, where the filter is not asked.
+        querier("listener query in a tag, from a port that nobody bound yet")
+            .within(&[Field::EtherType], "tags")
+            .not_within(&[Field::Iifname], "bystanders")
+            .drop(),
         rule("what a tunnel or a pair of ports on the node brings back was marked on another road").mark(PINNED | ACCEPTED, 0).done(),
     ]
 }
@@ -165,6 +170,11 @@ fn icmpv6(comment: &str, number: u8) -> super::build::Draft {
     rule(comment).l4(libc::IPPROTO_ICMPV6 as u8).equals(Field::Icmpv6Type, &[number])
 }
 
+/// Who says that it keeps book of multicast listeners, or is a router of theirs; within a tag too.
+fn querier(comment: &str) -> super::build::Draft {
+    rule(comment).equals(Field::Protocol, &IPV6).l4(libc::IPPROTO_ICMPV6 as u8).within(&[Field::Icmpv6Type], "queriers")
+}
+
 fn ipv6() -> Vec<Rule> {
     vec![
         // The next header of the first one (RFC 8200, 3).
@@ -177,7 +187,7 @@ fn ipv6() -> Vec<Rule> {
         icmpv6("redirect from a container", 137).drop(),
         // The bridge would believe that somebody keeps book of who listens, and send neighbours' solicitations to this port and to no one
         // whose report is older than that (br_multicast_query_received).
-        icmpv6("listener query from a container", 130).drop(),
+        querier("listener query from a container").drop(),
         icmpv6("claims another's IPv6 address", 136)
             .not_within(&[PORT, Field::EtherSource, Field::NeighbourTarget], "own6")
             .then(Verdict::Goto("spoofed")),

@@ -108,6 +108,14 @@ impl Script<'_, '_> {
             self.put("re", [dst, re], frame::ETH_IPV6, &bytes);
         }
         let request = self.tuple("le", "re", 1, "icmpv6/128");
+        let snoopers: IpAddr = "ff02::6a".parse().unwrap();
+        for (name, from, mac, tagged) in [("a multicast router", "re", re, false), ("the same in a tag", "un", un, true)] {
+            let id = self.next(format!("{name}: {from}"), "br0", false);
+            let bytes = icmp(self.address(from, 1), snoopers, [151, 20, 0, 0, 0, 125, 0, 2], &marker(id));
+            let (kind, payload) =
+                if tagged { (frame::ETH_VLAN, frame::vlan(0, frame::ETH_IPV6, &bytes)) } else { (frame::ETH_IPV6, bytes) };
+            self.put(from, [[0x33, 0x33, 0, 0, 0, 0x6a], mac], kind, &payload);
+        }
         self.plain("an echo request", "le", "re", true, |id| packet(id, request, 0));
         let reply = [&[129, 0, 0, 0][..], &request.source_port.to_be_bytes(), &[0, 1]].concat();
         for (name, protocol, head, cut, passes) in [
