@@ -191,6 +191,13 @@ fn nobody_disputes_an_address_that_a_neighbour_is_about_to_take() {
         wire.send(&frame::ethernet([0x33, 0x33, 0, 0, 0, 1], a.mac, frame::ETH_IPV6, &packet));
         assert_eq!(far.sees(BRIEFLY, &packet[40..]), passes, "{target}");
     }
+    // A probe: whose MAC address is said, and no address.
+    for (target, passes) in [(a.v4, true), (b.v4, false), (bridge.gateway_v4(), false)] {
+        let mut probe = frame::arp_reply(a.mac, std::net::Ipv4Addr::UNSPECIFIED, [0; 6], target);
+        probe[7] = 1;
+        wire.send(&frame::ethernet([0xff; 6], a.mac, frame::ETH_ARP, &probe));
+        assert_eq!(far.sees(BRIEFLY, &probe), passes, "{target}");
+    }
 }
 
 #[test]

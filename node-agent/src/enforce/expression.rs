@@ -64,6 +64,7 @@ pub(super) enum Field {
     EtherType,
     ArpSenderMac,
     ArpSenderAddress,
+    ArpTargetAddress,
     /// Target address of a neighbour advertisement or solicitation (RFC 4861, 4.3 and 4.4).
     NeighbourTarget,
 }
@@ -74,7 +75,7 @@ impl Field {
         match self {
             Self::Iif | Self::Oif => KeyType::InterfaceIndex,
             Self::Iifname | Self::Oifname | Self::Iifkind | Self::Oifkind => KeyType::InterfaceName,
-            Self::Source(Ip::V4) | Self::Destination(Ip::V4) | Self::ArpSenderAddress => KeyType::Ipv4,
+            Self::Source(Ip::V4) | Self::Destination(Ip::V4) | Self::ArpSenderAddress | Self::ArpTargetAddress => KeyType::Ipv4,
             Self::Source(Ip::V6) | Self::Destination(Ip::V6) | Self::NeighbourTarget => KeyType::Ipv6,
             Self::L4Protocol => KeyType::Protocol,
             Self::SourcePort | Self::DestinationPort => KeyType::Port,
@@ -111,6 +112,7 @@ impl Field {
             Self::EtherType => payload(LINK, 12),
             Self::ArpSenderMac => payload(NETWORK, 8),
             Self::ArpSenderAddress => payload(NETWORK, 14),
+            Self::ArpTargetAddress => payload(NETWORK, 24),
             Self::NeighbourTarget => payload(TRANSPORT, 8),
         }
     }

@@ -150,9 +150,9 @@ fn arp() -> Vec<Rule> {
     const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
     vec![
         rule("ARP for anything but IPv4 over Ethernet").network_bytes_not(0, &ETHERNET_IPV4).drop(),
-        rule("a probe claims no address (RFC 5227)")
+        rule("a probe for its own address (RFC 5227, 2.1.1): any other's would keep that one from using it")
             .equals(Field::ArpSenderAddress, &[0; 4])
-            .within(&[Field::Iifname, Field::ArpSenderMac], MACS)
+            .within(&[PORT, Field::ArpSenderMac, Field::ArpTargetAddress], "own4")
             .mark(ACCEPTED, PINNED)
             .then(Verdict::Accept),
         rule("claims another's MAC or IPv4 address")
