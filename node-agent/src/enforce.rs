@@ -2,7 +2,7 @@
 //!
 //! Three tables of ours, all named `bulkhead`: `inet` decides ([`filter`]), `bridge` ties addresses to ports and closes a bridge
 //! whose packets the filter doesn't see ([`guard`]), `arp` says whom the node believes ([`arp`]). Beside them each bound MAC address
-//! is tied to its port in the bridge's own table ([`stations`]). Nothing else on the host is touched. What a ruleset means is decided in
+//! is tied to its port in the bridge's own table ([`stations`]), and what the bridge learns beside is bounded ([`learned`]). Nothing else on the host is touched. What a ruleset means is decided in
 //! `policy`; here it becomes sets and rules, the difference to what the kernel holds becomes one transaction, and what the
 //! kernel says afterwards is compared with it.
 
@@ -29,6 +29,7 @@ mod guard;
 mod held;
 mod kernel;
 mod key;
+mod learned;
 mod links;
 pub mod living;
 mod model;

@@ -18,6 +18,7 @@ macro_rules! node {
 
 mod anew;
 mod around;
+mod believed;
 mod change;
 mod counts;
 mod doors;

@@ -14,7 +14,7 @@ use super::links::{LinkReader, Links};
 use super::model::Family;
 use super::socket::{Message, NftSocket, SocketError};
 use super::stations::{self, Station};
-use super::{Applied, EnforceError, Enforcer, Ownership, TABLE, Tables, change, changed, compile, count, refused, transaction};
+use super::{Applied, EnforceError, Enforcer, Ownership, TABLE, Tables, change, changed, compile, count, learned, refused, transaction};
 
 /// A difference of at most so many elements is read back one by one; a larger one by a full compare, which is then cheaper.
 const READ_BACK_SINGLY: usize = 256;
@@ -354,7 +354,12 @@ impl Nftables {
         }
         let sticky = stations::read(&self.links).map_err(EnforceError::Links)?.sticky;
         let ours = pinned.into_iter().filter_map(|(port, mac)| Some(Station { port: links.index(&port)?, mac }));
-        Ok(ours.filter(|station| sticky.contains(station)).collect())
+        let (tied, loose): (_, BTreeSet<Station>) = ours.partition(|station| sticky.contains(station));
+        for station in loose {
+            // Somebody took the entry alone.
+            stations::learns(&self.links, station.port, true).map_err(EnforceError::Links)?;
+        }
+        Ok(tied)
     }
 
     /// Ties MAC addresses to their ports. Returns the ports where that was refused; the tables hold without it.
@@ -374,6 +379,11 @@ impl Nftables {
     }
 }
 
+/// The guarded bridges that are there.
+fn guarded(ruleset: &Ruleset, links: &Links) -> BTreeSet<u32> {
+    ruleset.guarded().iter().filter_map(|bridge| links.index(bridge)).collect()
+}
+
 impl Enforcer for Nftables {
     fn apply(&mut self, ruleset: &Ruleset) -> Result<Applied, EnforceError> {
         let links = self.links.read().map_err(EnforceError::Links)?;
@@ -384,15 +394,19 @@ impl Enforcer for Nftables {
         // Should the write fail, what is tied stays tied.
         self.stations.clone_from(&before);
         let applied = self.write(ruleset, &links)?;
+        learned::bound(&self.links, &guarded(ruleset, &links)).map_err(EnforceError::Links)?;
         Ok(Applied { adrift: self.moor(ruleset, &links, &before)?, ..applied })
     }
 
     fn change(&mut self, ruleset: &Ruleset, change: &Change) -> Result<Applied, EnforceError> {
         let Some(applied) = self.edit(ruleset, change)? else { return self.apply(ruleset) };
-        if change.pins.is_empty() {
+        if change.pins.is_empty() && change.watched.is_empty() {
             return Ok(applied);
         }
         let links = self.links.read().map_err(EnforceError::Links)?;
+        if !change.watched.is_empty() {
+            learned::bound(&self.links, &guarded(ruleset, &links)).map_err(EnforceError::Links)?;
+        }
         let before = self.stations.clone();
         Ok(Applied { adrift: self.moor(ruleset, &links, &before)?, ..applied })
     }
@@ -438,6 +452,7 @@ impl Enforcer for Nftables {
         for station in tied {
             stations::release(&self.links, station).map_err(EnforceError::Links)?;
         }
+        learned::bound(&self.links, &BTreeSet::new()).map_err(EnforceError::Links)?;
         self.stations.clear();
         self.held = None;
         self.shape.clear();

@@ -5,11 +5,18 @@
 //! addresses of bridge protocols, which meet no hook before that (br_handle_frame). Who sends with a neighbour's address would
 //! draw the neighbour's packets to its own port. They are dropped there, so nobody reads them, and the neighbour doesn't either.
 //! A static entry that is sticky (since Linux 4.20) stays; it goes with its port, and by `remove`.
+//!
+//! A port that has its entry needs nothing learned: who sends from a million addresses to those of bridge protocols would fill the
+//! kernel's memory, some 100 bytes each for five minutes. Nor is a container a router of multicast for its neighbours, whatever it says
+//! (br_multicast_mark_router). So the port learns nothing and is no router's, and does and may be again when its entry goes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE};
+use netlink_packet_route::link::{
+    BridgeMulticastRouterType, InfoBridgePort, InfoPortData, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage,
+};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::libc;
@@ -83,14 +90,35 @@ pub(super) fn hold(links: &LinkReader, held: &Held, station: Station) -> io::Res
         // The node would no longer be reached by it.
         return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
     }
-    links.ask(RouteNetlinkMessage::NewNeighbour(entry(station)), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE).map(|_| ())
+    learns(links, station.port, false)?;
+    let tied = links.ask(RouteNetlinkMessage::NewNeighbour(entry(station)), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE);
+    if tied.is_err() {
+        learns(links, station.port, true)?;
+    }
+    tied.map(|_| ())
+}
+
+/// Whether a port learns who is behind it, and may be one of a multicast router: as a new port is, or neither.
+pub(super) fn learns(links: &LinkReader, port: u32, does: bool) -> io::Result<()> {
+    let router = if does { BridgeMulticastRouterType::TempQuery } else { BridgeMulticastRouterType::Disabled };
+    let data = vec![InfoBridgePort::Learning(does), InfoBridgePort::MulticastRouter(router)];
+    let mut link = LinkMessage::default();
+    link.header.index = port;
+    let info = vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(InfoPortData::BridgePort(data))];
+    link.attributes.push(LinkAttribute::LinkInfo(info));
+    gone(links.ask(RouteNetlinkMessage::NewLink(link), NLM_F_ACK))
+}
+
+/// EINVAL and EOPNOTSUPP: the interface is no port any more, and what was of the port went when it ceased to be one.
+fn gone(answer: io::Result<Vec<RouteNetlinkMessage>>) -> io::Result<()> {
+    match answer {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL | libc::EOPNOTSUPP)) => Ok(()),
+        other => other.map(|_| ()),
+    }
 }
 
 /// Unties it: the bridge learns again. What is gone already is fine.
 pub(super) fn release(links: &LinkReader, station: Station) -> io::Result<()> {
-    match links.ask(RouteNetlinkMessage::DelNeighbour(entry(station)), NLM_F_ACK) {
-        // EINVAL and EOPNOTSUPP: the interface is no port any more, and its entries went when it ceased to be one.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL | libc::EOPNOTSUPP)) => Ok(()),
-        other => other.map(|_| ()),
-    }
+    learns(links, station.port, true)?;
+    gone(links.ask(RouteNetlinkMessage::DelNeighbour(entry(station)), NLM_F_ACK))
 }
