@@ -97,3 +97,25 @@ fn no_container_is_a_router_of_its_neighbours_multicast() {
         }
     }
 }
+
+#[test]
+fn arp_around_the_bridge_takes_no_place_among_the_nodes_neighbours() {
+    needs_root!();
+    node!(host, br: a, b);
+    let unbound = br.add("unbound");
+    let inventory = inventory(&[(&br, &[("a", &a), ("b", &b)])]);
+    let mut enforcer = enforcer(&host);
+    apply(&mut enforcer, &Policy::default().mode(Mode::Enforce, &["a", "b"]).bind(&inventory));
+    for member in [&a, &unbound] {
+        let wire = Frames::open(&member.netns, "eth0");
+        for n in 0..20 {
+            let mut request = frame::arp_reply(member.mac, [10, 1, 0, 100 + n].into(), [0; 6], br.gateway_v4());
+            request[7] = 1;
+            wire.send(&frame::ethernet(NEAREST, member.mac, frame::ETH_ARP, &request));
+            wire.send(&frame::ethernet(NEAREST, member.mac, frame::ETH_VLAN, &frame::vlan(0, frame::ETH_ARP, &request)));
+        }
+        std::thread::sleep(BRIEFLY);
+        let known = host.ip(&format!("neigh show dev {}", member.port));
+        assert_eq!(known.lines().count(), 0, "{known}");
+    }
+}

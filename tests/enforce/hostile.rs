@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use lab::frame::{self, Frames};
-use lab::{Server, needs_root};
+use lab::{Internet, Server, needs_root};
 use node_agent::enforce::living;
 use policy::{Mode, Scene};
 
@@ -197,6 +197,41 @@ fn nobody_disputes_an_address_that_a_neighbour_is_about_to_take() {
         probe[7] = 1;
         wire.send(&frame::ethernet([0xff; 6], a.mac, frame::ETH_ARP, &probe));
         assert_eq!(far.sees(BRIEFLY, &probe), passes, "{target}");
+    }
+}
+
+#[test]
+fn nobody_sends_a_piece_of_a_packet_from_outside_around_the_bridge() {
+    needs_root!();
+    node!(host, bridge: a, thief);
+    let internet = Internet::behind(&host);
+    settled(&host);
+    for at in a.addresses() {
+        host.ip(&format!("neigh replace {at} lladdr {} dev br0 nud permanent", lab::bridge::mac_text(a.mac)));
+    }
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("thief", &thief)])]);
+    let mut enforcer = enforcer(&host);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "thief"]);
+    let policy = policy.ingress("a", "outside:203.0.113.0/24", "udp/53").ingress("a", "outside:2001:db8:ffff::/48", "udp/53");
+    apply(&mut enforcer, &policy.bind(&inventory));
+    let (far, stolen) = (Frames::open(&a.netns, "eth0"), Frames::open(&thief.netns, "eth0"));
+    let out = Frames::open(&internet.netns, "down0");
+    let (uplink, mac) = (mac_of(&host, "up0"), mac_of(&internet.netns, "down0"));
+    let outside = ["203.0.113.1", "2001:db8:ffff::1"].map(|at| at.parse::<IpAddr>().unwrap());
+    for (id, (from, to)) in (1..).zip(outside.into_iter().zip(a.addresses())) {
+        // The same sum: two words change places.
+        let marker = b"lab-a-piece-of-01";
+        let forged = [&marker[..1], &marker[3..5], &marker[1..3], &marker[5..]].concat();
+        let [first, last] = fragments(from, to, 53, marker, 8, id);
+        let [_, other] = fragments(from, to, 53, &forged, 8, id);
+        stolen.send(&frame::ethernet([1, 0x80, 0xc2, 0, 0, 14], thief.mac, kind(from), &other));
+        std::thread::sleep(BRIEFLY);
+        for part in [first, last] {
+            out.send(&frame::ethernet(uplink, mac, kind(from), &part));
+        }
+        let seen = far.receive(PATIENTLY, |frame| [&marker[..], &forged].iter().any(|text| frame.ends_with(text)));
+        let seen = seen.map(|frame| String::from_utf8_lossy(&frame[frame.len() - 17..]).into_owned());
+        assert_eq!(seen.as_deref(), Some("lab-a-piece-of-01"), "{from} -> {to}");
     }
 }
 

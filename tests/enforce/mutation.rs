@@ -25,7 +25,7 @@ const EVERYBODYS: &str =
 const BEHIND: &str = "a second packet shows it: `who_may_answer_asks_nothing_behind_an_answer`";
 
 /// Rules that no packet shows, and why they are there all the same.
-const SECOND: [(&str, &str, &str); 21] = [
+const SECOND: [(&str, &str, &str); 23] = [
     (
         "error",
         "from the node: the gateway, or our refusal",
@@ -62,6 +62,16 @@ const SECOND: [(&str, &str, &str); 21] = [
         "needs a tunnel: `what_comes_out_of_a_tunnel_on_the_node_is_not_who_went_in`",
     ),
     ("ipv6", "TCP and nothing before it: none of the below", SPEED),
+    (
+        "prerouting",
+        "IP to a MAC address of bridge protocols: it came in around the bridge",
+        "input drops it too; what it keeps from connection tracking: `nobody_sends_a_piece_of_a_packet_from_outside_around_the_bridge`",
+    ),
+    (
+        "input",
+        "IP to a MAC address of bridge protocols: it came in around the bridge",
+        "prerouting drops it too, but out of a tunnel, with the mark of who went in",
+    ),
     ("fresh", "an answer begins no connection", BEHIND),
     ("fresh", "nor does a reset", BEHIND),
     ("arrived", "an answer begins no connection", BEHIND),

@@ -22,6 +22,9 @@ pub(super) fn table() -> Table {
         .within(&[Field::Iifname], "guarded")
         .mark_lacks(PINNED)
         .drop();
-    let input = Chain { hook: Some(Hook { number: INPUT, priority: PRIORITY }), rules: vec![believed] };
+    // Such a frame goes past the bridge, so its interface is the port: each address in it would take the node's memory of its
+    // neighbours a place, and that has a thousand.
+    let around = rule("ARP to a MAC address of bridge protocols: it came in around the bridge").reserved_destination().drop();
+    let input = Chain { hook: Some(Hook { number: INPUT, priority: PRIORITY }), rules: vec![believed, around] };
     Table { family: Family::Arp, sets: [("guarded".to_owned(), guarded)].into(), chains: [("input".to_owned(), input)].into() }
 }

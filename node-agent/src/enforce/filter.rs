@@ -207,8 +207,12 @@ pub(super) fn neighbours() -> Set {
 /// The guard's mark is believed before anybody else has the packet: later it may be one that a tool keeps with a connection, and what
 /// comes from a guarded bridge needs no mark, since the guard let it in.
 fn prerouting() -> Vec<Rule> {
-    let unpinned = rule("not let in by the guard of its port: spoofed, or from a port nobody bound yet").mark_lacks(PINNED);
-    vec![unpinned.within(&[Field::Iifname], "guarded").drop()]
+    vec![
+        rule("let in by the guard of its port").mark_has(PINNED).then(Verdict::Accept),
+        rule("not let in by it: spoofed, or from a port nobody bound yet").within(&[Field::Iifname], "guarded").drop(),
+        // Here too, or connection tracking would take it for a piece of somebody's packet, or for part of somebody's connection.
+        around_the_bridge().drop(),
+    ]
 }
 
 /// What comes by a road that is not guarded has no address of a network that is. Connection tracking knows no roads: it would take such
@@ -256,10 +260,15 @@ fn input() -> Vec<Rule> {
     vec![
         // Loopback is always allowed; what rides on it to a published port is listed by status.
         rule("the node's own loopback").equals(Field::Iifname, &super::model::interface_name("lo")).then(Verdict::Return),
-        // Neither a bridge's hooks nor the bridge's name in ours: such a frame goes past both, as if the port were no port
-        // (br_handle_frame returns RX_HANDLER_PASS). The node would take the IP packet in it.
-        rule("IP to a MAC address of bridge protocols: it came in around the bridge").reserved_destination().drop(),
+        // Out of a tunnel on the node with the mark of who went in.
+        around_the_bridge().drop(),
         rule("from a container to the node, from who it says").within(&[Field::Iifname], "guarded").then(Verdict::Goto("arrival")),
+/// Neither a bridge's hooks nor the bridge's name in ours: such a frame goes past both, as if the port were no port (br_handle_frame
+/// returns RX_HANDLER_PASS). The node would take the IP packet in it.
+fn around_the_bridge() -> Draft {
+    rule("IP to a MAC address of bridge protocols: it came in around the bridge").reserved_destination()
+}
+
         rule("from a container to the node").within(&[Field::Iifname], "watched").then(Verdict::Goto("stranger_arrival")),
         anew::from("anew_node"),
         rule("to a port published by the engine's proxy").then(Verdict::Goto("door")),

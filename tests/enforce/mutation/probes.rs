@@ -9,7 +9,7 @@ use lab::frame;
 use policy::{Protocol, Service};
 
 use super::packet::{ACK, SYN, Tuple, ethertype, following, icmp, packet, service, with_options, with_sum};
-use super::scene::{ANSWERS, DOORS, INWARD, NETWORK, NODE, STRANGER, Scene, Seen, WITHIN, marker, sequence};
+use super::scene::{ANSWERS, AROUND, DOORS, INWARD, NETWORK, NODE, STRANGER, Scene, Seen, WITHIN, marker, sequence};
 
 /// A MAC address that is at no port.
 pub(super) const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
@@ -39,8 +39,28 @@ impl Script<'_, '_> {
 
     /// Counts the last probe that the node itself answers by ARP.
     fn answered(&mut self, name: &'static str, passes: bool) {
-        let nth = self.scene.ends.keys().position(|end| *end == name).unwrap();
-        self.sent.push(Probe { id: ANSWERS + nth as u16, name: format!("the node answers {name}'s ARP"), at: name, passes });
+        let nth = self.nth(name);
+        self.sent.push(Probe { id: ANSWERS + nth, name: format!("the node answers {name}'s ARP"), at: name, passes });
+    }
+
+    /// The same, of one that goes around the bridge.
+    fn asks_around(&mut self, name: &'static str) {
+        let end = &self.scene.ends[name];
+        let (IpAddr::V4(own), router) = (end.addresses[0], [10, 1, 0, 1].into()) else { panic!("IPv4 comes first") };
+        let mut request = frame::arp_reply(end.mac, own, [0; 6], router);
+        request[7] = 1;
+        self.put(name, [[1, 0x80, 0xc2, 0, 0, 14], end.mac], frame::ETH_ARP, &request);
+        let nth = self.nth(name);
+        self.sent.push(Probe {
+            id: AROUND + nth,
+            name: format!("the node answers {name}'s ARP around the bridge"),
+            at: name,
+            passes: false,
+        });
+    }
+
+    fn nth(&self, name: &str) -> u16 {
+        self.scene.ends.keys().position(|end| *end == name).unwrap() as u16
     }
 
     fn address(&self, name: &str, v: usize) -> IpAddr {

@@ -25,6 +25,9 @@ const STRIDE: u32 = 64;
 /// The number of "the node answers ARP" of the nth end.
 pub(super) const ANSWERS: u16 = 0xff00;
 
+/// The same, of what came in around the bridge.
+pub(super) const AROUND: u16 = 0xff80;
+
 /// Ports and addresses of the policies.
 pub(super) const WITHIN: u16 = 8050;
 pub(super) const OUTSIDE: [&str; 2] = ["192.0.2.10", "2001:db8:a::10"];
@@ -230,8 +233,10 @@ impl<'h> Scene<'h> {
         for (index, (name, end)) in self.ends.iter().enumerate() {
             for frame in end.wire.drain() {
                 seen.extend(of_frame(&frame).map(|id| (id, (*name).to_owned())));
-                if frame[12..14] == [8, 6] && frame[21] == 2 && frame[22..28] == end.gateway && frame[..6] == end.mac {
-                    seen.insert((ANSWERS + index as u16, (*name).to_owned()));
+                if frame[12..14] == [8, 6] && frame[21] == 2 && frame[..6] == end.mac {
+                    // By the port and not by the bridge: around it.
+                    let answers = if frame[22..28] == end.gateway { ANSWERS } else { AROUND };
+                    seen.insert((answers + index as u16, (*name).to_owned()));
                 }
             }
         }

@@ -86,6 +86,7 @@ impl Script<'_, '_> {
         self.put("re", [[255; 6], ot], frame::ETH_ARP, &[request, marker(id)].concat());
         self.answered("re", true);
         self.answered("un", false);
+        self.asks_around("re");
 
         let own = self.address("re", 1);
         let none: IpAddr = Ipv6Addr::UNSPECIFIED.into();
@@ -107,7 +108,6 @@ impl Script<'_, '_> {
             let dst = if to == all { [0x33, 0x33, 0, 0, 0, 1] } else { le };
             self.put("re", [dst, re], frame::ETH_IPV6, &bytes);
         }
-        let request = self.tuple("le", "re", 1, "icmpv6/128");
         let snoopers: IpAddr = "ff02::6a".parse().unwrap();
         for (name, from, mac, tagged) in [("a multicast router", "re", re, false), ("the same in a tag", "un", un, true)] {
             let id = self.next(format!("{name}: {from}"), "br0", false);
@@ -116,6 +116,7 @@ impl Script<'_, '_> {
                 if tagged { (frame::ETH_VLAN, frame::vlan(0, frame::ETH_IPV6, &bytes)) } else { (frame::ETH_IPV6, bytes) };
             self.put(from, [[0x33, 0x33, 0, 0, 0, 0x6a], mac], kind, &payload);
         }
+        let request = self.tuple("le", "re", 1, "icmpv6/128");
         self.plain("an echo request", "le", "re", true, |id| packet(id, request, 0));
         let reply = [&[129, 0, 0, 0][..], &request.source_port.to_be_bytes(), &[0, 1]].concat();
         for (name, protocol, head, cut, passes) in [
