@@ -10,6 +10,7 @@ use lab::probe::still_echoes;
 use lab::{Server, needs_root};
 use policy::Mode;
 
+use crate::hostile::udp;
 use crate::stage::{Policy, apply, enforcer, inventory};
 
 #[test]
@@ -125,5 +126,55 @@ fn a_udp_answer_passes_after_its_connection_expired_and_only_to_who_asked() {
         uninvited.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         server.send_to(b"uninvited", other).unwrap();
         assert!(uninvited.recv(&mut buffer).is_err(), "nobody asked from that port: {at}");
+    }
+}
+
+#[test]
+fn a_flood_of_udp_keeps_no_late_answer_of_others_from_passing() {
+    needs_root!();
+    node!(host, bridge: a, b, thief; audited: x, y);
+    let all = [("a", &a), ("b", &b), ("thief", &thief)];
+    let inventory = inventory(&[(&bridge, &all), (&audited, &[("x", &x), ("y", &y)])]);
+    let mut enforcer = enforcer(&host);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b", "thief"]).mode(Mode::Audit, &["x", "y"]).allow("a", "b", "udp/53");
+    apply(&mut enforcer, &policy.allow("thief", "b", "udp/53-54").bind(&inventory));
+    let [wire, one] = [&thief, &x].map(|member| Frames::open(&member.netns, "eth0"));
+    // More than are known at a time: from one's own address, and where nobody is guarded from any.
+    for n in 0..70_000_u32 {
+        let (own, [_, _, high, low]) = (1 + (n % 65_000) as u16, n.to_be_bytes());
+        wire.send(&udp(thief.mac, b.mac, (thief.v4.into(), own), (b.v4.into(), 53 + (n / 65_000) as u16), b"flood"));
+        let anybody = std::net::Ipv4Addr::new(192, 0, high, low);
+        one.send(&udp(x.mac, y.mac, (anybody.into(), own), (y.v4.into(), 53 + (n / 65_000) as u16), b"flood"));
+    }
+    host.check(Command::new("conntrack").arg("-F"));
+    let [near, far] = [&a, &b].map(|member| Frames::open(&member.netns, "eth0"));
+    let (question, answer) = (b"lab-the-question", b"lab-a-late-answer");
+    near.send(&udp(a.mac, b.mac, (a.v4.into(), 5000), (b.v4.into(), 53), question));
+    assert!(far.sees(Duration::from_secs(5), question));
+    host.check(Command::new("conntrack").arg("-F"));
+    far.send(&udp(b.mac, a.mac, (b.v4.into(), 53), (a.v4.into(), 5000), answer));
+    assert!(near.sees(Duration::from_secs(5), answer));
+}
+
+#[test]
+fn what_is_denied_takes_no_room_in_the_connection_table() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    let mut enforcer = enforcer(&host);
+    apply(&mut enforcer, &Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "udp/53").bind(&inventory));
+    let (wire, far) = (Frames::open(&a.netns, "eth0"), Frames::open(&b.netns, "eth0"));
+    for (from, to) in a.addresses().into_iter().zip(b.addresses()) {
+        for port in 1000..2000 {
+            wire.send(&udp(a.mac, b.mac, (from, port), (to, 54), b"denied"));
+        }
+        wire.send(&udp(a.mac, b.mac, (from, 5000), (to, 53), b"lab-allowed"));
+        assert!(far.sees(Duration::from_secs(5), b"lab-allowed"), "{to}");
+        let known = host.check(Command::new("conntrack").args(["-L", "-p", "udp", "-d", &to.to_string()]).args(if to.is_ipv4() {
+            ["-f", "ipv4"]
+        } else {
+            ["-f", "ipv6"]
+        }));
+        assert_eq!(known.lines().count(), 1, "{known}");
     }
 }

@@ -12,9 +12,14 @@ const LOG_RATE: u64 = 1000;
 /// What may come at once.
 const LOG_BURST: u32 = 2000;
 /// The same of one sender: ten that flood leave no room for another.
-const TALKER_RATE: u64 = 100;
-/// See [`TALKER_RATE`].
-const TALKER_BURST: u32 = 200;
+const TALKER: Rate = Rate { a_second: 100, at_once: 200 };
+
+/// How many packets at most, for each value of a key.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rate {
+    pub(super) a_second: u64,
+    pub(super) at_once: u32,
+}
 
 /// Bit of a connection's label; others are those of observation.
 const BEGUN: [u8; label::SIZE] = {
@@ -26,15 +31,15 @@ const BEGUN: [u8; label::SIZE] = {
 /// The register with the connection's home, where its label is in the first ones.
 const HOME: u32 = FIRST_REGISTER + (label::HOME / 4) as u32;
 
+/// Where an IPv6 header has its addresses (RFC 8200, 3).
+const IPV6_SOURCE: u32 = 8;
+const IPV6_DESTINATION: u32 = 24;
+
 /// A rule in the making.
 pub(super) struct Draft {
     comment: String,
     expressions: Vec<Expression>,
 }
-/// Where an IPv6 header has its addresses (RFC 8200, 3).
-const IPV6_SOURCE: u32 = 8;
-const IPV6_DESTINATION: u32 = 24;
-
 
 /// Starts a rule; the comment is what `nft list` shows beside it.
 pub(super) fn rule(comment: &str) -> Draft {
@@ -267,9 +272,14 @@ impl Draft {
         self.push(Expression::CountIn { set: set.to_owned() }).done()
     }
 
-    /// Only at a bounded rate for each value of the fields.
+    /// Only what is logged, at a bounded rate for each value of the fields.
     pub(super) fn throttled(self, fields: &[Field], set: &str) -> Self {
-        self.load(fields).push(Expression::LimitIn { set: set.to_owned(), rate: TALKER_RATE, burst: TALKER_BURST })
+        self.bounded(TALKER, fields, set)
+    }
+
+    /// Only at this rate for each value of the fields; none where the set has no room for another value.
+    pub(super) fn bounded(self, rate: Rate, fields: &[Field], set: &str) -> Self {
+        self.load(fields).push(Expression::LimitIn { set: set.to_owned(), rate: rate.a_second, burst: rate.at_once })
     }
 
     /// Counts.

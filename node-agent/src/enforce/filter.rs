@@ -29,7 +29,7 @@ use policy::ruleset::log;
 use policy::segment::Refusal;
 
 use super::anew;
-use super::build::{Draft, rule};
+use super::build::{Draft, Rate, rule};
 use super::count::{self, Reason};
 use super::elements::{Group, Kind, Shape};
 use super::expression::{Field, Ip};
@@ -43,6 +43,11 @@ const PRIORITY: i32 = -10;
 
 /// Before everything else in prerouting (NF_IP_PRI_RAW_BEFORE_DEFRAG in linux/netfilter_ipv4.h).
 const BEFORE_TRACKING: i32 = -450;
+
+/// UDP flows whose late answers are known, of each IP version; some 100 bytes each.
+const FLOWS: u32 = 65_536;
+/// An eighth of them in [`UDP_ANSWER_WINDOW`]: what a flood leaves is room for seven more.
+const ASKED: Rate = Rate { a_second: 10, at_once: 2000 };
 
 /// Bits of `ct state` (NF_CT_STATE_BIT in linux/netfilter/nf_conntrack_common.h).
 const ESTABLISHED: u32 = 1 << 1;
@@ -179,9 +184,12 @@ fn constant_sets(table: &mut Table) {
         add(named("strict", ip), Set::of(&spot, "addresses in Enforce or cut off"));
         add(named("talk", ip), Set::of(&[spot, spot].concat(), "who may send ICMP errors to whom"));
         add(named("talk_outside", ip), Set::of(&spot, "who may send ICMP errors to the outside"));
-        let seen = Dynamic { timeout: UDP_ANSWER_WINDOW, size: 65536 };
+        let filled = Dynamic { timeout: UDP_ANSWER_WINDOW, size: FLOWS };
+        let mut fill = |name, key: &[KeyType], comment| add(named(name, ip), Set { dynamic: Some(filled), ..Set::of(key, comment) });
         let key = [KeyType::InterfaceIndex, address(ip), address(ip), KeyType::Port, KeyType::Port];
-        add(named("udp_seen", ip), Set { dynamic: Some(seen), ..Set::of(&key, "UDP flows whose late answers pass if their policy does") });
+        fill("udp_seen", &key, "UDP flows whose late answers pass if their policy does");
+        fill("askers", &spot, "who sends them, each at a bounded rate");
+        fill("roads", &key[..1], "by which interface they come where an address may be anybody's");
     }
     // RFC 792: destination unreachable, time exceeded, parameter problem. Redirect (5) is not among them, and never will be.
     add("errors4".into(), types(KeyType::IcmpType, "ICMP errors", &[3, 11, 12]));
@@ -256,6 +264,12 @@ fn forward() -> Vec<Rule> {
     ]
 }
 
+/// Neither a bridge's hooks nor the bridge's name in ours: such a frame goes past both, as if the port were no port (br_handle_frame
+/// returns RX_HANDLER_PASS). The node would take the IP packet in it.
+fn around_the_bridge() -> Draft {
+    rule("IP to a MAC address of bridge protocols: it came in around the bridge").reserved_destination()
+}
+
 fn input() -> Vec<Rule> {
     vec![
         // Loopback is always allowed; what rides on it to a published port is listed by status.
@@ -263,12 +277,6 @@ fn input() -> Vec<Rule> {
         // Out of a tunnel on the node with the mark of who went in.
         around_the_bridge().drop(),
         rule("from a container to the node, from who it says").within(&[Field::Iifname], "guarded").then(Verdict::Goto("arrival")),
-/// Neither a bridge's hooks nor the bridge's name in ours: such a frame goes past both, as if the port were no port (br_handle_frame
-/// returns RX_HANDLER_PASS). The node would take the IP packet in it.
-fn around_the_bridge() -> Draft {
-    rule("IP to a MAC address of bridge protocols: it came in around the bridge").reserved_destination()
-}
-
         rule("from a container to the node").within(&[Field::Iifname], "watched").then(Verdict::Goto("stranger_arrival")),
         anew::from("anew_node"),
         rule("to a port published by the engine's proxy").then(Verdict::Goto("door")),
@@ -379,13 +387,24 @@ fn answer_begins_nothing() -> Draft {
     rule("an answer begins no connection").tcp_flags(SYN, 0).mark_has(ACCEPTED)
 }
 
+/// Whose flows these are, and no more of them than leave room for those of others. Where nobody is guarded, and outside, anybody
+/// takes any address: there it is the interface.
+fn remembered(ip: Ip) -> [Rule; 2] {
+    let key = [Field::Iif, Field::Source(ip), Field::Destination(ip), Field::SourcePort, Field::DestinationPort];
+    let flow = |comment| rule(comment).ip(ip).l4(libc::IPPROTO_UDP as u8);
+    let own = flow("so that a late answer is known as one").within(&[Field::Iifname], "guarded");
+    let other = flow("the same of who may be anybody").not_within(&[Field::Iifname], "guarded");
+    let seen = named("udp_seen", ip);
+    [
+        own.bounded(ASKED, &[Field::Iif, Field::Source(ip)], &named("askers", ip)).remember(&key, &seen),
+        other.bounded(ASKED, &[Field::Iif], &named("roads", ip)).remember(&key, &seen),
+    ]
+}
+
 /// What begins a connection, or follows one that the kernel has lost.
 fn fresh() -> Vec<Rule> {
     let mut rules = vec![rule("").then(Verdict::Jump("sides"))];
-    for ip in IPS {
-        let key = [Field::Iif, Field::Source(ip), Field::Destination(ip), Field::SourcePort, Field::DestinationPort];
-        rules.push(rule("so that a late answer is known as one").ip(ip).l4(libc::IPPROTO_UDP as u8).remember(&key, &named("udp_seen", ip)));
-    }
+    rules.extend(IPS.iter().flat_map(|ip| remembered(*ip)));
     rules.push(answer_begins_nothing().then(Verdict::Goto("pass")));
     // It is what the client's kernel says to an answer that nobody asked for.
     rules.push(rule("nor does a reset").tcp_flags(RST, RST).then(Verdict::Goto("pass")));

@@ -190,12 +190,13 @@ impl Nfnetlink {
         self.transaction(6, flags, rule.family.0, &body, &rule.to_string());
     }
 
-    /// Empties what packets fill, which is bounded: who is logged and whose late answers pass. The rounds come faster than people deny.
+    /// Empties what packets fill, which is bounded: who is logged and whose late answers pass. The rounds come faster than people deny
+    /// and ask.
     pub(crate) fn forget_what_was_sent(&mut self) {
-        for set in ["talkers4\0", "talkers6\0", "udp_seen4\0", "udp_seen6\0"] {
+        for set in ["talkers", "udp_seen", "askers", "roads"].into_iter().flat_map(|set| [4, 6].map(|ip| format!("{set}{ip}\0"))) {
             // NFT_MSG_DELSETELEM without elements: all of them.
             let body = [attribute(1, TABLE), attribute(2, set.as_bytes())].concat();
-            self.transaction(14, 0, FAMILIES[0].0, &body, set);
+            self.transaction(14, 0, FAMILIES[0].0, &body, &set);
         }
     }
 
