@@ -104,3 +104,27 @@ fn a_connection_behind_nat_is_revoked_by_its_true_ends() {
     assert!(still_echoes(&mut stays, b"from outside") && still_echoes(&mut hairpin_stays, b"hairpin"));
     assert!(!still_echoes(&mut ends, b"from outside") && !still_echoes(&mut hairpin_ends, b"hairpin"));
 }
+
+#[test]
+fn a_connection_in_a_zone_that_another_tool_gives_it_is_judged_and_ended_as_others_are() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    host.nft("table inet other { chain pre { type filter hook prerouting priority raw; iifname br0 ct zone set 7; }; }");
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    let networks = policy::bind::networks(&inventory);
+    let _servers: Vec<_> =
+        b.addresses().into_iter().flat_map(|at| [80, 81].map(|port| Server::tcp_echo(&b.netns, SocketAddr::new(at, port)))).collect();
+    let mut enforcer = enforcer(&host);
+    let without = Policy::default().mode(Mode::Enforce, &["a", "b"]);
+    for at in b.addresses() {
+        apply(&mut enforcer, &without.clone().allow("a", "b", "tcp/80").bind(&inventory));
+        assert!(a.netns.connect(SocketAddr::new(at, 81), Duration::from_millis(700)).is_err(), "{at}");
+        let mut stream = a.netns.connect(SocketAddr::new(at, 80), lab::probe::PATIENCE).unwrap();
+        assert!(still_echoes(&mut stream, b"allowed"), "{at}");
+        let bound = without.bind(&inventory);
+        apply(&mut enforcer, &bound);
+        let scene = Scene { set: &without.0, networks: &networks, now: now() };
+        assert_eq!(host.run(|| living::revoke(&scene, &bound, &inventory).unwrap()), 1, "{at}");
+        assert!(!still_echoes(&mut stream, b"revoked"), "{at}");
+    }
+}
