@@ -20,7 +20,10 @@ pub const READERS: [(&str, Reader); 6] = [
 
 /// Events of connection tracking.
 fn conntrack(datagram: &[u8]) {
-    observe::conntrack::read_events(datagram).for_each(drop);
+    let (mut events, mut refused) = (Vec::new(), Vec::new());
+    observe::conntrack::take_events(datagram, &mut events, |why| refused.push(why));
+    let careful: (Vec<_>, Vec<_>) = observe::conntrack::read_events(datagram).partition(Result::is_ok);
+    assert!(events.into_iter().map(Ok).eq(careful.0) && refused.into_iter().map(Err).eq(careful.1), "both readers read the same");
 }
 
 /// Records of denied packets: a packet of anybody's is in each.

@@ -12,6 +12,8 @@ use policy::track::{Counted, Entry, Kind, Stamp, Status};
 
 use super::netfilter::{Attributes, Channel, Message, NLM_F_ACK, NLM_F_DUMP, Part, Parts, Unreadable, Writer};
 
+mod quick;
+
 /// `NFNL_SUBSYS_CTNETLINK` (linux/netfilter/nfnetlink.h).
 const SUBSYSTEM: u8 = 1;
 /// `enum cntl_msg_types` (linux/netfilter/nfnetlink_conntrack.h).
@@ -66,7 +68,6 @@ mod cta {
     pub(super) const COUNTERS_PACKETS: u16 = 1;
     pub(super) const COUNTERS_BYTES: u16 = 2;
     pub(super) const TIMESTAMP_START: u16 = 1;
-    pub(super) const TIMESTAMP_STOP: u16 = 2;
 }
 
 /// The 128 bits of a connection's label as our rules use them; see [`table`](super::table).
@@ -158,8 +159,10 @@ fn state(attributes: Attributes<'_>) -> Result<Option<u8>, Unreadable> {
 }
 
 fn time(nanoseconds: u64) -> Option<Timestamp> {
+    const SECOND: u64 = 1_000_000_000;
+    let (seconds, within) = (i64::try_from(nanoseconds / SECOND).ok()?, i32::try_from(nanoseconds % SECOND).ok()?);
     // 0 stands for "not yet" on a living connection.
-    (nanoseconds > 0).then(|| Timestamp::from_nanosecond(i128::from(nanoseconds)).ok()).flatten()
+    (nanoseconds > 0).then(|| Timestamp::new(seconds, within).ok()).flatten()
 }
 
 fn stamp(bytes: &[u8]) -> Result<Option<Stamp>, Unreadable> {
@@ -178,7 +181,7 @@ fn stamp(bytes: &[u8]) -> Result<Option<Stamp>, Unreadable> {
 fn entry(attributes: Attributes<'_>, kind: Kind) -> Result<Entry, Unreadable> {
     let (mut original, mut reply) = (None, None);
     let (mut zone, mut id, mut status, mut protocol_state) = (0, None, Status::default(), None);
-    let (mut sent, mut received, mut started, mut stopped, mut stamped) = (None, None, None, None, None);
+    let (mut sent, mut received, mut started, mut stamped) = (None, None, None, None);
     for attribute in attributes {
         let attribute = attribute?;
         match attribute.kind {
@@ -195,10 +198,8 @@ fn entry(attributes: Attributes<'_>, kind: Kind) -> Result<Entry, Unreadable> {
             cta::TIMESTAMP => {
                 for part in attribute.nested() {
                     let part = part?;
-                    match part.kind {
-                        cta::TIMESTAMP_START => started = time(part.u64()?),
-                        cta::TIMESTAMP_STOP => stopped = time(part.u64()?),
-                        _ => {}
+                    if part.kind == cta::TIMESTAMP_START {
+                        started = time(part.u64()?);
                     }
                 }
             }
@@ -210,22 +211,27 @@ fn entry(attributes: Attributes<'_>, kind: Kind) -> Result<Entry, Unreadable> {
         return Err(Unreadable("a connection whose two tuples differ in protocol"));
     }
     let state = protocol_state;
-    Ok(Entry { original, reply, zone, id, status, state, sent, received, started, stopped, stamp: stamped })
+    Ok(Entry { original, reply, zone, id, status, state, sent, received, started, stamp: stamped })
 }
 
-fn read_message(message: &Message<'_>, dump: bool) -> Result<(Kind, Entry), Unreadable> {
-    let [subsystem, number] = message.kind.to_be_bytes();
+/// What a message is, by its own kind (`nlmsg_type`) and its flags.
+fn kind(message: u16, flags: u16, dump: bool) -> Result<Kind, Unreadable> {
+    let [subsystem, number] = message.to_be_bytes();
     if subsystem != SUBSYSTEM {
         return Err(Unreadable("a message of another subsystem"));
     }
-    let kind = match number {
-        MESSAGE_NEW if dump => Kind::Dump,
+    match number {
+        MESSAGE_NEW if dump => Ok(Kind::Dump),
         // `ctnetlink_conntrack_event`: a NEW event is the message with NLM_F_CREATE, an UPDATE the one without.
-        MESSAGE_NEW if message.flags & super::netfilter::NLM_F_CREATE != 0 => Kind::New,
-        MESSAGE_NEW => Kind::Update,
-        MESSAGE_DELETE => Kind::Destroy,
-        _ => return Err(Unreadable("an unknown kind of conntrack message")),
-    };
+        MESSAGE_NEW if flags & super::netfilter::NLM_F_CREATE != 0 => Ok(Kind::New),
+        MESSAGE_NEW => Ok(Kind::Update),
+        MESSAGE_DELETE => Ok(Kind::Destroy),
+        _ => Err(Unreadable("an unknown kind of conntrack message")),
+    }
+}
+
+fn read_message(message: &Message<'_>, dump: bool) -> Result<(Kind, Entry), Unreadable> {
+    let kind = kind(message.kind, message.flags, dump)?;
     if !matches!(message.family, FAMILY_IPV4 | FAMILY_IPV6) {
         return Err(Unreadable("a connection of an unknown address family"));
     }
@@ -239,6 +245,19 @@ pub fn read_events(datagram: &[u8]) -> impl Iterator<Item = Result<(Kind, Entry)
         Ok(Part::Answer { .. } | Part::Done { .. } | Part::Nothing) => None,
         Err(why) => Some(Err(why)),
     })
+}
+
+/// Puts the events of one datagram behind the others, and says of each that can't be read why; how many there were of both.
+pub fn take_events(datagram: &[u8], events: &mut Vec<(Kind, Entry)>, mut unreadable: impl FnMut(Unreadable)) -> usize {
+    if let Some(event) = quick::read(datagram) {
+        events.push(event);
+        return 1;
+    }
+    let read = |event| match event {
+        Ok(event) => events.push(event),
+        Err(why) => unreadable(why),
+    };
+    read_events(datagram).map(read).count()
 }
 
 fn request(number: u8) -> u16 {

@@ -197,13 +197,8 @@ impl Reader {
         let mut count = 0;
         loop {
             let more = datagrams.receive(&self.events.socket, |datagram| {
-                for event in conntrack::read_events(datagram) {
-                    count += 1;
-                    match event {
-                        Ok(event) => batch.events.push(event),
-                        Err(why) => *batch.skipped.entry(why.0).or_default() += 1,
-                    }
-                }
+                let Batch { events, skipped, .. } = &mut *batch;
+                count += conntrack::take_events(datagram, events, |why| *skipped.entry(why.0).or_default() += 1);
             })?;
             if batch.events.len() >= BATCH {
                 let full = std::mem::replace(batch, outlet.batch());

@@ -102,8 +102,6 @@ pub struct Entry {
     pub received: Option<Counted>,
     /// When it began, where the kernel keeps that (nf_conntrack_timestamp).
     pub started: Option<Timestamp>,
-    /// When it ended, on [`Kind::Destroy`].
-    pub stopped: Option<Timestamp>,
     /// Our own rules' marks; `None`: this message doesn't carry them, or the connection is older than the rules.
     pub stamp: Option<Stamp>,
 }

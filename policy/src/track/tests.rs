@@ -24,7 +24,6 @@ fn entry(protocol: Protocol, port: u16) -> Entry {
         sent: None,
         received: None,
         started: None,
-        stopped: None,
         stamp: Some(Stamp { entered: 5, left: 6, payload: false, refused: false, begun: false }),
     }
 }
