@@ -9,18 +9,18 @@
 //! nobody yet is waited for, then said to be unknown. The name is kept with the flow: a connection that ends an hour later is
 //! not looked up again.
 
-use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
+use std::collections::VecDeque;
 
 use jiff::{SignedDuration, Timestamp};
 use smallvec::SmallVec;
 
 use crate::evidence::Road;
 use crate::flow::{Flow, FlowOutcome, Tuple};
-use crate::hash::{QuickState, SerialMap};
+use crate::hash::SerialMap;
 use crate::track::{FlowId, Sight, Wire};
 
 mod door;
+mod edges;
 mod ends;
 mod fact;
 mod waiting;
@@ -29,6 +29,7 @@ pub use ends::{Listener, Listening, Scene};
 pub use fact::{Fact, Growth};
 
 use door::Doors;
+use edges::Edges;
 use ends::Ends;
 use waiting::{Queue, Waiting};
 
@@ -63,21 +64,19 @@ enum Said {
 }
 
 /// A flow with names. As small as it can be: there is one for each connection of the node, and each event asks for its own.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Named {
-    tuple: Tuple,
+    /// Its ends, by number.
+    ends: u32,
     pre_existing: bool,
     is_use: bool,
-    ends: Arc<Ends>,
-    /// What the user-land proxy has to do with it.
-    proxied: Option<Box<Proxied>>,
 }
 
 /// A flow that is one of two with the user-land proxy between them.
 #[derive(Clone, Debug)]
 enum Proxied {
     /// The client's, with what is to be said once it is known what became of the leg behind it.
-    Client(Vec<Said>),
+    Client(Vec<(Tuple, Said)>),
     /// It only carries on this flow of a client.
     Leg(FlowId),
 }
@@ -87,11 +86,12 @@ enum Proxied {
 pub struct Attribution {
     waiting: Queue,
     named: SerialMap<Named>,
-    /// One copy of equal ends.
-    ends: HashSet<Arc<Ends>, QuickState>,
+    edges: Edges,
+    /// What the user-land proxy has to do with some of them.
+    proxied: SerialMap<Proxied>,
     doors: Doors,
     /// Clients of the proxy whose leg must show up, in order.
-    proxied: VecDeque<(Timestamp, FlowId)>,
+    expected: VecDeque<(Timestamp, FlowId)>,
     /// Denials have ids of their own, from the top down.
     denials: u64,
     unattributed: u64,
@@ -110,15 +110,15 @@ impl Attribution {
 
     /// Nothing waits: neither for a name nor for the proxy's own leg.
     pub fn rests(&self) -> bool {
-        self.waiting.len() == 0 && self.proxied.is_empty()
+        self.waiting.len() == 0 && self.expected.is_empty()
     }
 
     /// Takes what the tracker says, one by one as [`Attribution::feed`].
     pub fn feed_all(&mut self, sights: &mut Vec<Sight>, out: &mut Vec<Fact>) {
         for run in sights.chunks(RUN) {
             // Several are fetched from memory at once; see the tracker.
-            let uses = run.iter().filter_map(|sight| self.named.get(&sight.flow())).filter(|named| named.is_use).count();
-            std::hint::black_box(uses);
+            let named = run.iter().filter_map(|sight| self.named.get(&sight.flow()));
+            std::hint::black_box(named.filter(|named| self.edges.get(named.ends).reversed).count());
             for sight in run {
                 self.feed(*sight, out);
             }
@@ -132,10 +132,10 @@ impl Attribution {
             Sight::Opened { flow, wire } => {
                 self.waiting.push(flow, Waiting::new(wire));
             }
-            Sight::Went { flow, outcome, time, sent, received } => {
-                self.say(flow, Said::Went { outcome, time, sent, received, reason: String::new() }, out);
+            Sight::Went { flow, tuple, outcome, time, sent, received } => {
+                self.say(flow, &tuple, Said::Went { outcome, time, sent, received, reason: String::new() }, out);
             }
-            Sight::Grew { flow, time, sent, received } => self.say(flow, Said::Grew { time, sent, received }, out),
+            Sight::Grew { flow, tuple, time, sent, received } => self.say(flow, &tuple, Said::Grew { time, sent, received }, out),
             Sight::Closed { flow } => match self.waiting.get_mut(flow) {
                 // A connection that nothing was said of and that nobody knocked with: not worth a name.
                 Some(waiting) => waiting.closed = true,
@@ -156,14 +156,21 @@ impl Attribution {
     pub fn resolve(&mut self, scene: &Scene<'_>, listening: &mut Listening<'_>, now: Timestamp, out: &mut Vec<Fact>) {
         // What lies further ahead than anything is waited for was before the clock was put back.
         let within = |since: Timestamp, least: SignedDuration| (-HOLD..least).contains(&now.duration_since(since));
-        let ripe = self.waiting.take_ripe(|waiting| !within(waiting.wire.time, SETTLE));
+        let is_ripe = |waiting: &Waiting| !within(waiting.wire.time, SETTLE);
+        let held = self.waiting.take_held(is_ripe);
+        let standing = self.waiting.ripe_in_line(is_ripe);
         // The proxy's client comes before the proxy's own leg, even if the client has no name yet.
-        for (flow, waiting) in ripe.iter().filter(|(_, waiting)| !waiting.denied) {
-            if let Some(door) = scene.door(&waiting.wire) {
-                self.doors.knock(door, *flow, waiting.wire.time);
+        if scene.has_doors() {
+            let ripe = held.iter().chain(self.waiting.line(standing));
+            for (flow, waiting) in ripe.filter(|(_, waiting)| !waiting.denied) {
+                if let Some(door) = scene.door(&waiting.wire) {
+                    self.doors.knock(door, *flow, waiting.wire.time);
+                }
             }
         }
-        for (flow, mut waiting) in ripe {
+        let mut held = held.into_iter();
+        let mut standing = 0..standing;
+        while let Some((flow, mut waiting)) = held.next().or_else(|| standing.next().and_then(|_| self.waiting.next_in_line())) {
             let ends = scene.name(listening, &waiting.wire, waiting.forged);
             let tried = *waiting.tried.get_or_insert(now);
             // Of a container that was listed the process comes a little later, and with it who listens.
@@ -174,10 +181,10 @@ impl Attribution {
             }
         }
         self.doors.forget(now);
-        while let Some(&(since, flow)) = self.proxied.front()
+        while let Some(&(since, flow)) = self.expected.front()
             && !within(since, HOLD)
         {
-            self.proxied.pop_front();
+            self.expected.pop_front();
             // No leg came: the client's own outcome has to do.
             if !self.doors.has_leg(flow) {
                 self.release(flow, out);
@@ -195,80 +202,71 @@ impl Attribution {
         let carries = if denied { None } else { scene.leg(&wire).and_then(|door| self.doors.enter(&door, flow)) };
         let withholds = !denied && ends.road == Road::Proxy && self.doors.outcome(flow).is_none();
         if withholds {
-            self.proxied.push_back((wire.time, flow));
+            self.expected.push_back((wire.time, flow));
         }
-        let proxied = carries.map(Proxied::Leg).or_else(|| withholds.then(|| Proxied::Client(Vec::new()))).map(Box::new);
-        let ends = self.shared(ends);
-        self.named.insert(flow, Named { tuple: wire.tuple, pre_existing: wire.pre_existing, is_use: false, ends, proxied });
+        if let Some(proxied) = carries.map(Proxied::Leg).or_else(|| withholds.then(|| Proxied::Client(Vec::new()))) {
+            self.proxied.insert(flow, proxied);
+        }
+        if self.edges.is_crowded() {
+            self.edges.keep(self.named.values().map(|named| named.ends));
+        }
+        let ends = self.edges.number(ends);
+        self.named.insert(flow, Named { ends, pre_existing: wire.pre_existing, is_use: false });
         for said in said {
-            self.say(flow, said, out);
+            self.say(flow, &wire.tuple, said, out);
         }
         if closed {
             self.close(flow, out);
         }
     }
 
-    /// One copy for all flows of an edge.
-    fn shared(&mut self, ends: Ends) -> Arc<Ends> {
-        if let Some(known) = self.ends.get(&ends) {
-            return Arc::clone(known);
-        }
-        // Now and then those that no flow has any more are let go.
-        if self.ends.len() >= 1024 && self.ends.len() == self.ends.capacity() {
-            self.ends.retain(|ends| Arc::strong_count(ends) > 1);
-        }
-        let ends = Arc::new(ends);
-        self.ends.insert(Arc::clone(&ends));
-        ends
-    }
-
-    fn say(&mut self, flow: FlowId, said: Said, out: &mut Vec<Fact>) {
+    fn say(&mut self, flow: FlowId, tuple: &Tuple, said: Said, out: &mut Vec<Fact>) {
         if let Some(waiting) = self.waiting.get_mut(flow) {
             waiting.said.push(said);
             return;
         }
-        let Some(named) = self.named.get_mut(&flow) else { return };
-        match named.proxied.as_deref_mut() {
+        let proxied = if self.proxied.is_empty() { None } else { self.proxied.get_mut(&flow) };
+        match proxied {
             Some(&mut Proxied::Leg(client)) => {
                 if let Said::Went { outcome, .. } = said {
                     self.doors.went(client, outcome);
                     self.release(client, out);
                 }
             }
-            Some(Proxied::Client(withheld)) => withheld.push(said),
+            Some(Proxied::Client(withheld)) => withheld.push((*tuple, said)),
             None => {
                 let leg = self.doors.outcome(flow);
-                out.push(named.fact(said, leg));
+                let Some(named) = self.named.get_mut(&flow) else { return };
+                out.push(named.fact(self.edges.get(named.ends), tuple, said, leg));
             }
         }
     }
 
     /// Says what was withheld of a client of the proxy.
     fn release(&mut self, client: FlowId, out: &mut Vec<Fact>) {
+        if !matches!(self.proxied.get(&client), Some(Proxied::Client(_))) {
+            return;
+        }
+        let Some(Proxied::Client(withheld)) = self.proxied.remove(&client) else { return };
         let leg = self.doors.outcome(client);
         if let Some(named) = self.named.get_mut(&client) {
-            named.release(leg, out);
+            let ends = self.edges.get(named.ends);
+            out.extend(withheld.into_iter().map(|(tuple, said)| named.fact(ends, &tuple, said, leg)));
         }
     }
 
     fn close(&mut self, flow: FlowId, out: &mut Vec<Fact>) {
-        if let Some(mut named) = self.named.remove(&flow) {
-            named.release(self.doors.outcome(flow), out);
+        if !self.proxied.is_empty() {
+            self.release(flow, out);
+            self.proxied.remove(&flow);
         }
+        self.named.remove(&flow);
         self.doors.leave(flow);
     }
 }
 
 impl Named {
-    /// Says what was withheld of a client of the proxy.
-    fn release(&mut self, leg: Option<FlowOutcome>, out: &mut Vec<Fact>) {
-        if let Some(Proxied::Client(withheld)) = self.proxied.take_if(|proxied| matches!(**proxied, Proxied::Client(_))).map(|it| *it) {
-            out.extend(withheld.into_iter().map(|said| self.fact(said, leg)));
-        }
-    }
-
-    fn fact(&mut self, said: Said, leg: Option<FlowOutcome>) -> Fact {
-        let ends = &self.ends;
+    fn fact(&mut self, ends: &Ends, tuple: &Tuple, said: Said, leg: Option<FlowOutcome>) -> Fact {
         let turn = |sent: u64, received: u64| if ends.reversed { (received, sent) } else { (sent, received) };
         match said {
             Said::Went { outcome, time, sent, received, reason } => {
@@ -287,7 +285,7 @@ impl Named {
                     pre_existing: self.pre_existing,
                     bytes_sent,
                     bytes_received,
-                    tuple: self.tuple,
+                    tuple: *tuple,
                     reason,
                 })
             }

@@ -23,12 +23,14 @@ mod entry;
 mod followed;
 mod memory;
 mod sight;
+mod slot;
 
 pub use entry::{Counted, Entry, EntryKey, Kind, Stamp, Status};
 pub use sight::{FlowId, Place, Sight, Wire};
 
 use followed::Followed;
-use memory::{Past, Silent};
+use memory::{Resumed, Silent};
+use slot::{Marks, Moment, Open};
 
 /// How long an open TCP connection may carry nothing before it is reported as such (and not as nothing at all): longer than any
 /// handshake with retransmissions that ends well, shorter than a person waits for the edge.
@@ -55,34 +57,6 @@ mod tcp {
 /// `enum sctp_conntrack` (linux/netfilter/nf_conntrack_sctp.h): CLOSED right after the answer means that it was an ABORT.
 const SCTP_CLOSED: u8 = 1;
 
-/// One connection that is being followed.
-#[derive(Clone, Debug)]
-struct Open {
-    flow: FlowId,
-    kernel_id: Option<u32>,
-    began: Timestamp,
-    touched: Timestamp,
-    /// The last dump that had it.
-    dump: u64,
-    /// Dumps in a row that did not have it.
-    missing: u8,
-    pre_existing: bool,
-    /// It may have been met in the middle: only a dump shows it, and only its NEW event, which was lost, could tell.
-    unsure: bool,
-    /// The entry runs against the flow: it is the late answer to it, or its other half after the table was flushed.
-    reversed: bool,
-    /// What was said of the flow so far.
-    outcome: Option<FlowOutcome>,
-    payload: bool,
-    refused: bool,
-    answered: bool,
-    assured: bool,
-    state: Option<u8>,
-    /// Bytes already reported, in the entry's own directions.
-    sent: u64,
-    received: u64,
-}
-
 /// Follows every connection of one node's network namespace.
 #[derive(Debug)]
 pub struct Tracker {
@@ -93,7 +67,6 @@ pub struct Tracker {
     early: BTreeMap<EntryKey, (Entry, Timestamp)>,
     flows: Flows,
     silent: Silent,
-    dump_began: Timestamp,
 }
 
 /// Tells a new flow from the rest of an older one.
@@ -101,18 +74,17 @@ pub struct Tracker {
 struct Flows {
     /// Since when the kernel's events are listened to: what began earlier is older than the agent.
     since: Timestamp,
-    past: Past,
     last: FlowId,
     /// Which dump of the table this is, or the last one was.
-    dump: u64,
+    dump: u32,
 }
 
 impl Tracker {
     /// Nothing seen yet. `marks_payload`: whether [`Stamp::payload`] can be believed to be set where there was payload.
     pub fn new(since: Timestamp, marks_payload: bool) -> Self {
         let (open, early, silent) = (Followed::default(), BTreeMap::new(), Silent::default());
-        let flows = Flows { since, past: Past::default(), last: 0, dump: 0 };
-        Self { marks_payload, open, early, flows, silent, dump_began: since }
+        let flows = Flows { since, last: 0, dump: 0 };
+        Self { marks_payload, open, early, flows, silent }
     }
 
     /// How many connections are followed.
@@ -126,82 +98,95 @@ impl Tracker {
     /// The processor waits for memory most of the time: among hundreds of thousands of connections none is in its cache. Asked for
     /// one right after the other, several are fetched at once.
     pub fn feed_all(&mut self, messages: &[(Kind, Entry)], now: Timestamp, out: &mut Vec<Sight>) {
+        let mut hashes = [0; RUN];
         for run in messages.chunks(RUN) {
-            let known = run.iter().filter_map(|(_, entry)| self.open.get(&entry.key())).fold(0, |all, open| all ^ open.flow);
+            let mut known = 0;
+            for ((_, entry), hash) in run.iter().zip(&mut hashes) {
+                let key = entry.key();
+                *hash = self.open.hash(&key.original);
+                known ^= self.open.fetch(*hash, &key);
+            }
             // Only asked for what is in the cache then.
             std::hint::black_box(known);
-            for (kind, entry) in run {
-                self.feed(*kind, entry, now, out);
+            for ((kind, entry), hash) in run.iter().zip(hashes) {
+                self.take(*kind, entry, hash, now, out);
             }
         }
     }
 
     /// Folds in one message of the kernel, read at `now`.
     pub fn feed(&mut self, kind: Kind, entry: &Entry, now: Timestamp, out: &mut Vec<Sight>) {
-        let key = entry.key();
-        let early = self.early.remove(&key).filter(|(early, _)| early.id == entry.id || entry.id.is_none());
+        self.take(kind, entry, self.open.hash(&entry.original), now, out);
+    }
+
+    fn take(&mut self, kind: Kind, entry: &Entry, hash: u64, now: Timestamp, out: &mut Vec<Sight>) {
+        // Mostly nothing waits for its event.
+        let early = if self.early.is_empty() { None } else { self.early.remove(&entry.key()) };
+        let early = early.filter(|(early, _)| early.id == entry.id || entry.id.is_none());
         match (kind, early) {
-            (Kind::New, Some((early, _))) => return self.fold(kind, &Entry { started: early.started, ..*entry }, now, out),
-            (Kind::Update | Kind::Destroy, Some((early, _))) => self.fold(Kind::Dump, &early, now, out),
-            (Kind::Dump, early) if self.comes_before_its_event(entry) => {
+            (Kind::New, Some((early, _))) => return self.fold(kind, &Entry { started: early.started, ..*entry }, hash, now, out),
+            (Kind::Update | Kind::Destroy, Some((early, _))) => self.fold(Kind::Dump, &early, hash, now, out),
+            (Kind::Dump, early) if self.comes_before_its_event(entry, hash) => {
                 let shown = early.map_or(now, |(_, shown)| shown);
-                self.early.insert(key, (*entry, shown));
+                self.early.insert(entry.key(), (*entry, shown));
                 return;
             }
             (Kind::New | Kind::Update | Kind::Destroy | Kind::Dump, _) => {}
         }
-        self.fold(kind, entry, now, out);
+        self.fold(kind, entry, hash, now, out);
     }
 
     /// Whether a dump shows a connection of which the NEW event may still be on its way. That event tells whether it was met in the
     /// middle: then the tuple may be the wrong way round.
-    fn comes_before_its_event(&self, entry: &Entry) -> bool {
+    fn comes_before_its_event(&mut self, entry: &Entry, hash: u64) -> bool {
         entry.original.protocol == Protocol::Tcp
             && met_in_the_middle(entry.state)
             && entry.started.is_some_and(|started| started >= self.flows.since)
-            && self.open.get(&entry.key()).is_none_or(|open| open.kernel_id != entry.id && entry.id.is_some())
+            && self.open.find(hash, &entry.key()).is_none_or(|at| self.open.at(at).kernel_id() != entry.id && entry.id.is_some())
     }
 
     /// Takes up what a dump has shown and no event has followed: it was lost. Call it some times a second.
     pub fn settle(&mut self, now: Timestamp, out: &mut Vec<Sight>) {
         let late: Vec<_> = self.early.extract_if(.., |_, (_, shown)| now.duration_since(*shown) >= EVENT_WITHIN).collect();
         for (_, (entry, _)) in late {
-            self.fold(Kind::Dump, &entry, now, out);
+            self.fold(Kind::Dump, &entry, self.open.hash(&entry.original), now, out);
         }
     }
 
-    fn fold(&mut self, kind: Kind, entry: &Entry, now: Timestamp, out: &mut Vec<Sight>) {
+    fn fold(&mut self, kind: Kind, entry: &Entry, hash: u64, now: Timestamp, out: &mut Vec<Sight>) {
         let key = entry.key();
-        let at = match (kind, self.open.find(&key)) {
-            (_, Some(at)) if entry.id.is_none() || self.open.at(at).kernel_id == entry.id => at,
+        let at = match (kind, self.open.find(hash, &key)) {
+            (_, Some(at)) if entry.id.is_none() || self.open.at(at).kernel_id() == entry.id => at,
             // Its DESTROY was lost: another connection has its place.
             (Kind::New | Kind::Update | Kind::Dump, Some(at)) => {
-                let open = self.open.at(at);
-                out.push(Sight::Closed { flow: open.flow });
-                *open = self.flows.begin(kind, entry, now, out);
+                let flow = self.open.at(at).flow;
+                self.open.closed(flow, out);
+                *self.open.at(at) = self.flows.begin(&mut self.open, kind, entry, hash, now, out);
                 at
             }
             // The end of a connection whose place another one has already.
             (Kind::Destroy, Some(_)) => return,
             // It began before we listened and wasn't in a dump yet: the next dump tells what an UPDATE leaves out.
             (Kind::Update, None) => return,
-            (Kind::New | Kind::Dump | Kind::Destroy, None) => self.open.insert(key, self.flows.begin(kind, entry, now, out)),
+            (Kind::New | Kind::Dump | Kind::Destroy, None) => {
+                let open = self.flows.begin(&mut self.open, kind, entry, hash, now, out);
+                self.open.insert(hash, &key, open)
+            }
         };
         let open = self.open.at(at);
-        open.touched = now;
+        open.seen = self.flows.dump;
         if kind == Kind::Dump {
-            open.dump = self.flows.dump;
             open.missing = 0;
         }
-        open.answered |= entry.status.seen_reply();
-        open.assured |= entry.status.assured();
-        open.state = entry.state.or(open.state);
+        open.mark(Marks::ANSWERED, entry.status.seen_reply());
+        open.mark(Marks::ASSURED, entry.status.assured());
+        open.set_state(entry.state);
         if let Some(stamp) = entry.stamp {
-            open.payload |= stamp.payload;
-            open.refused |= stamp.refused;
+            open.mark(Marks::PAYLOAD, stamp.payload);
+            open.mark(Marks::REFUSED, stamp.refused);
         }
         if !self.marks_payload || entry.stamp.is_none() {
-            open.payload |= payload_by_count(entry).unwrap_or(false);
+            open.mark(Marks::PAYLOAD, payload_by_count(entry).unwrap_or(false));
         }
         let (sent, received) = (entry.sent.unwrap_or_default(), entry.received.unwrap_or_default());
         let ended = kind == Kind::Destroy;
@@ -219,56 +204,53 @@ impl Tracker {
         });
         if better.is_some() || open.outcome.is_some() {
             let (mut sent, mut received) = (more(sent.bytes, &mut open.sent), more(received.bytes, &mut open.received));
-            if open.reversed {
+            let reversed = open.is(Marks::REVERSED);
+            if reversed {
                 (sent, received) = (received, sent);
             }
             let flow = open.flow;
+            open.outcome = better.or(open.outcome);
+            let time = if open.is(Marks::PRE_EXISTING) || reversed { now } else { open.began.into() };
+            let tuple = if reversed { self.open.first_of(flow, &entry.original) } else { entry.original };
             if let Some(outcome) = better {
-                open.outcome = Some(outcome);
-                let time = if open.pre_existing || open.reversed { now } else { open.began };
-                out.push(Sight::Went { flow, outcome, time, sent, received });
+                out.push(Sight::Went { flow, tuple, outcome, time, sent, received });
             } else if sent + received > 0 {
-                out.push(Sight::Grew { flow, time: now, sent, received });
+                out.push(Sight::Grew { flow, tuple, time: now, sent, received });
             }
         }
         if ended {
-            let open = self.open.remove(at);
-            if open.resumable(entry) {
-                self.flows.past.close(&open.ending(entry), now, out);
+            if resumable(self.open.at(at), entry) {
+                self.open.end(at, &entry.reply, now.into(), out);
             } else {
-                out.push(Sight::Closed { flow: open.flow });
+                let open = self.open.remove(at);
+                self.open.closed(open.flow, out);
             }
         }
     }
 
     /// The table is about to be read.
-    pub fn begin_dump(&mut self, now: Timestamp) {
-        self.flows.dump += 1;
-        self.dump_began = now;
+    pub fn begin_dump(&mut self) {
+        self.flows.dump = self.flows.dump.wrapping_add(1);
     }
 
     /// The table was read: forgets what two dumps in a row don't have, since its end was lost. One is not enough: the event may
     /// still be on its way. Also forgets what is too long past.
     pub fn end_dump(&mut self, now: Timestamp, out: &mut Vec<Sight>) {
-        let (dump, began) = (self.flows.dump, self.dump_began);
-        self.open.retain(|open| {
-            if open.dump < dump && open.touched < began {
-                open.missing += 1;
-            }
-            let gone = open.missing >= 2;
-            if gone {
-                out.push(Sight::Closed { flow: open.flow });
-            }
-            !gone
-        });
-        self.flows.past.forget(now, out);
-        self.silent.forget(now);
+        let dump = self.flows.dump;
+        let stays = |open: &mut Open| {
+            open.missing += u8::from(open.seen != dump);
+            open.missing < 2
+        };
+        self.open.retain(stays, out);
+        self.open.forget(now.into(), out);
+        self.silent.forget(now.into());
     }
 }
 
 impl Flows {
-    fn begin(&mut self, kind: Kind, entry: &Entry, now: Timestamp, out: &mut Vec<Sight>) -> Open {
-        let picked_up = kind == Kind::New && entry.original.protocol == Protocol::Tcp && met_in_the_middle(entry.state);
+    fn begin(&mut self, open: &mut Followed, kind: Kind, entry: &Entry, hash: u64, now: Timestamp, out: &mut Vec<Sight>) -> Open {
+        let tcp = entry.original.protocol == Protocol::Tcp;
+        let picked_up = kind == Kind::New && tcp && met_in_the_middle(entry.state);
         let old = match (kind, entry.started) {
             (Kind::New | Kind::Update, _) => false,
             (Kind::Dump | Kind::Destroy, Some(started)) => started < self.since,
@@ -276,69 +258,35 @@ impl Flows {
             (Kind::Dump, None) => true,
             (Kind::Destroy, None) => false,
         };
-        let mut open = Open {
-            dump: self.dump,
-            pre_existing: old || picked_up,
-            unsure: kind == Kind::Dump && entry.original.protocol == Protocol::Tcp && met_in_the_middle(entry.state),
-            state: entry.state,
-            ..Open::begun(entry.id, entry.started.filter(|_| !old).unwrap_or(now), now)
-        };
+        let mut begun = Open::begun(entry.id, entry.started.filter(|_| !old).unwrap_or(now));
+        begun.mark(Marks::PRE_EXISTING, old || picked_up);
+        begun.mark(Marks::UNSURE, kind == Kind::Dump && tcp && met_in_the_middle(entry.state));
+        begun.set_state(entry.state);
         // Only what can't be a beginning is taken for a continuation: a SYN on the same ports is another connection.
         let may_resume = picked_up || entry.original.protocol == Protocol::Udp;
-        let resumed = if may_resume { self.past.resume(&entry.original) } else { None };
-        if let Some((flow, reversed, outcome)) = resumed {
-            open.flow = flow;
-            open.reversed = reversed;
+        let resumed = if may_resume { open.resume(hash, &entry.original) } else { None };
+        if let Some(Resumed { flow, reversed, outcome }) = resumed {
+            begun.flow = flow;
             // A late answer makes the flow answered, whatever it was taken for.
-            open.outcome = outcome;
-            if reversed && entry.original.protocol == Protocol::Udp {
-                open.answered = true;
-            }
+            begun.outcome = outcome;
+            begun.mark(Marks::REVERSED, reversed);
+            begun.mark(Marks::ANSWERED, reversed && entry.original.protocol == Protocol::Udp);
         } else {
             self.last += 1;
-            open.flow = self.last;
-            out.push(Sight::Opened { flow: open.flow, wire: wire(entry, &open) });
+            begun.flow = self.last;
+            out.push(Sight::Opened { flow: begun.flow, wire: wire(entry, &begun) });
         }
-        open
+        begun
     }
 }
 
-impl Open {
-    fn begun(kernel_id: Option<u32>, began: Timestamp, now: Timestamp) -> Self {
-        Self {
-            flow: 0,
-            kernel_id,
-            began,
-            touched: now,
-            dump: 0,
-            missing: 0,
-            pre_existing: false,
-            unsure: false,
-            reversed: false,
-            outcome: None,
-            payload: false,
-            refused: false,
-            answered: false,
-            assured: false,
-            state: None,
-            sent: 0,
-            received: 0,
-        }
-    }
-
-    /// Whether it may go on though its entry is gone.
-    fn resumable(&self, entry: &Entry) -> bool {
-        match entry.original.protocol {
-            // Taken out of the table while it was alive: a flush, a revocation.
-            Protocol::Tcp => self.assured && self.state == Some(tcp::ESTABLISHED),
-            Protocol::Udp => true,
-            Protocol::Sctp | Protocol::Icmp | Protocol::Icmpv6 | Protocol::Other(_) => false,
-        }
-    }
-
-    fn ending(&self, entry: &Entry) -> memory::Ending {
-        let (forward, backward) = if self.reversed { (entry.reply, entry.original) } else { (entry.original, entry.reply) };
-        memory::Ending { flow: self.flow, forward, backward, outcome: self.outcome }
+/// Whether it may go on though its entry is gone.
+fn resumable(open: &Open, entry: &Entry) -> bool {
+    match entry.original.protocol {
+        // Taken out of the table while it was alive: a flush, a revocation.
+        Protocol::Tcp => open.is(Marks::ASSURED) && open.state() == Some(tcp::ESTABLISHED),
+        Protocol::Udp => true,
+        Protocol::Sctp | Protocol::Icmp | Protocol::Icmpv6 | Protocol::Other(_) => false,
     }
 }
 
@@ -353,15 +301,15 @@ fn wire(entry: &Entry, open: &Open) -> Wire {
         if protocol.has_ports() { (entry.reply.source, entry.reply.source_port) } else { (entry.reply.source, destination_port) };
     let rewritten = entry.status.destination_nat() || server != entry.original.destination;
     // A rewritten connection has its direction from the rule that rewrote its first packet; ICMP has it from the type.
-    let sure = !(open.pre_existing || open.unsure) || rewritten || entry.status.source_nat() || protocol.has_types();
+    let sure = !open.is(Marks::PRE_EXISTING | Marks::UNSURE) || rewritten || entry.status.source_nat() || protocol.has_types();
     Wire {
         tuple: entry.original,
         server,
         service: Service { protocol, port },
         road: if rewritten { Road::Published } else { Road::Direct },
         place: entry.stamp.map_or_else(Place::default, |s| Place { entered: Some(s.entered), left: Some(s.left), port: None }),
-        time: open.began,
-        pre_existing: open.pre_existing,
+        time: open.began.into(),
+        pre_existing: open.is(Marks::PRE_EXISTING),
         direction_sure: sure,
     }
 }
@@ -388,44 +336,48 @@ fn payload_by_count(entry: &Entry) -> Option<bool> {
 
 /// What is to be said of a connection now; `None`: nothing yet.
 fn judge(open: &Open, entry: &Entry, ended: bool, now: Timestamp, silent: &mut Silent) -> Option<FlowOutcome> {
-    let age = now.duration_since(open.began);
+    let age = SignedDuration::from_nanos(Moment::from(now).0.saturating_sub(open.began.0));
     match entry.original.protocol {
         Protocol::Tcp => judge_tcp(open, entry, ended, age),
         Protocol::Udp => {
             let packets = entry.sent.map_or(0, |sent| sent.packets);
-            match (open.answered, open.refused) {
+            match (open.is(Marks::ANSWERED), open.is(Marks::REFUSED)) {
                 (true, _) => Some(FlowOutcome::Established),
                 (false, true) => ended.then_some(FlowOutcome::Refused),
                 (false, false) if packets > 1 && (ended || age >= ONE_WAY_AFTER) => Some(FlowOutcome::OneWay),
                 // A second socket that sends one packet is a repetition too.
                 (false, false) if ended => {
-                    let again = silent.again(&entry.original, now);
+                    let again = silent.again(&entry.original, now.into());
                     Some(if again { FlowOutcome::OneWay } else { FlowOutcome::Unanswered })
                 }
                 (false, false) => None,
             }
         }
-        Protocol::Sctp if open.answered && open.state == Some(SCTP_CLOSED) && open.outcome.is_none() => Some(FlowOutcome::Refused),
-        Protocol::Sctp | Protocol::Icmp | Protocol::Icmpv6 | Protocol::Other(_) => match (open.answered, open.refused) {
-            (true, _) => Some(FlowOutcome::Established),
-            (false, true) => ended.then_some(FlowOutcome::Refused),
-            (false, false) => ended.then_some(FlowOutcome::Unanswered),
-        },
+        Protocol::Sctp if open.is(Marks::ANSWERED) && open.state() == Some(SCTP_CLOSED) && open.outcome.is_none() => {
+            Some(FlowOutcome::Refused)
+        }
+        Protocol::Sctp | Protocol::Icmp | Protocol::Icmpv6 | Protocol::Other(_) => {
+            match (open.is(Marks::ANSWERED), open.is(Marks::REFUSED)) {
+                (true, _) => Some(FlowOutcome::Established),
+                (false, true) => ended.then_some(FlowOutcome::Refused),
+                (false, false) => ended.then_some(FlowOutcome::Unanswered),
+            }
+        }
     }
 }
 
 fn judge_tcp(open: &Open, entry: &Entry, ended: bool, age: SignedDuration) -> Option<FlowOutcome> {
     // The label says payload only of connections that both ends agreed to; a count may be of SYNs with data.
-    if open.payload && (open.assured || open.answered) {
+    if open.is(Marks::PAYLOAD) && open.is(Marks::ASSURED | Marks::ANSWERED) {
         return Some(FlowOutcome::Established);
     }
-    let closing = open.state.is_some_and(|state| (tcp::FIN_WAIT..=tcp::CLOSE).contains(&state));
-    if open.pre_existing {
+    let closing = open.state().is_some_and(|state| (tcp::FIN_WAIT..=tcp::CLOSE).contains(&state));
+    if open.is(Marks::PRE_EXISTING) {
         // What it carried before we came is not known; that it lives is. A stray packet of a dead one is never assured.
-        let alive = open.assured && open.state == Some(tcp::ESTABLISHED);
+        let alive = open.is(Marks::ASSURED) && open.state() == Some(tcp::ESTABLISHED);
         return alive.then_some(FlowOutcome::Established);
     }
-    if open.assured {
+    if open.is(Marks::ASSURED) {
         return (ended || closing || age >= QUIET).then_some(FlowOutcome::ConnectedNoData);
     }
     if !ended {
@@ -433,8 +385,9 @@ fn judge_tcp(open: &Open, entry: &Entry, ended: bool, age: SignedDuration) -> Op
     }
     // A reset that answers the SYN ends the entry at once: counted, and not taken for a reply. A handshake that the client leaves
     // half open came to nothing.
-    let reset = open.state == Some(tcp::CLOSE) || (!open.answered && entry.received.is_some_and(|received| received.packets > 0));
-    Some(if open.refused || reset { FlowOutcome::Refused } else { FlowOutcome::Unanswered })
+    let reset =
+        open.state() == Some(tcp::CLOSE) || (!open.is(Marks::ANSWERED) && entry.received.is_some_and(|received| received.packets > 0));
+    Some(if open.is(Marks::REFUSED) || reset { FlowOutcome::Refused } else { FlowOutcome::Unanswered })
 }
 
 #[cfg(test)]

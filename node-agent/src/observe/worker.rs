@@ -341,7 +341,7 @@ impl Worker {
         let began = Instant::now();
         let repair = std::mem::take(&mut self.loss_to_repair);
         let now = Timestamp::now();
-        self.tracker.begin_dump(now);
+        self.tracker.begin_dump();
         let (tracker, sights, skipped) = (&mut self.tracker, &mut self.sights, &mut self.skipped);
         let read = conntrack::dump(|entry| tracker.feed(Kind::Dump, &entry, now, sights), |why| *skipped.entry(why.0).or_default() += 1);
         match read {

@@ -94,6 +94,11 @@ impl<'a> Scene<'a> {
         index.map_or_else(|| self.inventory.host.contains(&address), |index| index == 0)
     }
 
+    /// Whether any container has a port that is published, by whatever means.
+    pub(super) fn has_doors(&self) -> bool {
+        !self.published.is_empty()
+    }
+
     /// The port of a container that a packet to the node reaches by the user-land proxy.
     pub(super) fn door(&self, wire: &Wire) -> Option<Door> {
         if wire.road != Road::Direct || wire.place.entered == Some(0) || !self.is_host(wire.place.left, wire.server) {

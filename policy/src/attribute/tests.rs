@@ -109,7 +109,7 @@ fn wire(from: &str, to: &str, port: u16, entered: u32, left: u32) -> Wire {
 }
 
 fn flow(id: FlowId, wire: Wire) -> [Sight; 2] {
-    let used = Sight::Went { flow: id, outcome: FlowOutcome::Established, time: wire.time, sent: 1, received: 2 };
+    let used = Sight::Went { flow: id, tuple: wire.tuple, outcome: FlowOutcome::Established, time: wire.time, sent: 1, received: 2 };
     [Sight::Opened { flow: id, wire }, used]
 }
 
@@ -257,11 +257,14 @@ fn a_client_of_the_proxy_fares_as_its_leg_does() {
         world.says(flow(1, knock()));
         world.says([Sight::Opened { flow: 2, wire: leg() }]);
         assert_eq!(world.resolve(at(1500)), [], "the leg is not judged yet");
-        let facts = world.says([Sight::Went { flow: 2, outcome, time: at(1000), sent: 0, received: 0 }]);
+        let facts = world.says([Sight::Went { flow: 2, tuple: leg().tuple, outcome, time: at(1000), sent: 0, received: 0 }]);
         assert!(matches!(&facts[..], [Fact::Began(flow)] if flow.outcome == wanted && flow.road == Road::Proxy), "{facts:?}");
         // The leg's bytes are the client's, which are counted already.
-        assert_eq!(world.says([Sight::Grew { flow: 2, time: at(2000), sent: 9, received: 9 }, Sight::Closed { flow: 2 }]), []);
-        let more = world.says([Sight::Grew { flow: 1, time: at(2000), sent: 9, received: 9 }]);
+        assert_eq!(
+            world.says([Sight::Grew { flow: 2, tuple: leg().tuple, time: at(2000), sent: 9, received: 9 }, Sight::Closed { flow: 2 }]),
+            []
+        );
+        let more = world.says([Sight::Grew { flow: 1, tuple: knock().tuple, time: at(2000), sent: 9, received: 9 }]);
         assert!(matches!(&more[..], [Fact::Grew(growth)] if growth.bytes_sent == 9 && growth.is_use == wanted.is_use()));
     }
 }
@@ -277,13 +280,16 @@ fn a_client_whose_leg_never_shows_up_has_its_own_outcome() {
 #[test]
 fn a_name_is_kept_with_the_flow_however_late_it_ends() {
     let mut world = World::with(vec![container("a", "br0", "10.0.0.2"), container("b", "br0", "10.0.0.3")]);
-    world.says([Sight::Opened { flow: 1, wire: wire("10.0.0.2", "10.0.0.3", 80, BRIDGE, BRIDGE) }]);
+    let wire = wire("10.0.0.2", "10.0.0.3", 80, BRIDGE, BRIDGE);
+    world.says([Sight::Opened { flow: 1, wire }]);
     assert_eq!(world.resolve(at(2000)), []);
     // Both are gone, and their leases forgotten.
     world.inventory.containers.clear();
     world.leases = LeaseBook::default();
-    let facts = world.says([Sight::Went { flow: 1, outcome: FlowOutcome::ConnectedNoData, time: at(1000), sent: 1, received: 1 }]);
+    let (tuple, outcome) = (wire.tuple, FlowOutcome::ConnectedNoData);
+    let facts = world.says([Sight::Went { flow: 1, tuple, outcome, time: at(1000), sent: 1, received: 1 }]);
     assert_eq!(edges(&facts), ["a -> b tcp/80"]);
+    assert!(matches!(&facts[..], [Fact::Began(flow)] if flow.tuple == tuple), "{facts:?}");
 }
 
 #[test]

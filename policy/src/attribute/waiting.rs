@@ -67,13 +67,25 @@ impl Queue {
         self.held.get_mut(&flow)
     }
 
-    /// Takes out who has waited long enough, the oldest first.
-    pub(super) fn take_ripe(&mut self, ripe: impl Fn(&Waiting) -> bool) -> Vec<(FlowId, Waiting)> {
-        let mut taken: Vec<_> = self.held.extract_if(.., |_, waiting| ripe(waiting)).collect();
-        // Whoever stands in line behind one that isn't ripe came later; one that is older than the agent may lose a turn by that.
-        let until = self.line.iter().position(|(_, waiting)| !ripe(waiting)).unwrap_or(self.line.len());
-        taken.extend(self.line.drain(..until));
-        taken
+    /// Takes out who was held back and has waited long enough, the oldest first.
+    pub(super) fn take_held(&mut self, ripe: impl Fn(&Waiting) -> bool) -> Vec<(FlowId, Waiting)> {
+        self.held.extract_if(.., |_, waiting| ripe(waiting)).collect()
+    }
+
+    /// How many at the head of the line have waited long enough. Whoever stands behind one that isn't ripe came later; one that is
+    /// older than the agent may lose a turn by that.
+    pub(super) fn ripe_in_line(&self, ripe: impl Fn(&Waiting) -> bool) -> usize {
+        self.line.iter().position(|(_, waiting)| !ripe(waiting)).unwrap_or(self.line.len())
+    }
+
+    /// So many at the head of the line.
+    pub(super) fn line(&self, many: usize) -> impl Iterator<Item = &(FlowId, Waiting)> {
+        self.line.iter().take(many)
+    }
+
+    /// Takes out the first in line.
+    pub(super) fn next_in_line(&mut self) -> Option<(FlowId, Waiting)> {
+        self.line.pop_front()
     }
 }
 
@@ -118,6 +130,12 @@ mod tests {
         assert_eq!(queue.len(), 7);
     }
 
+    fn take(queue: &mut Queue, ripe: &dyn Fn(&Waiting) -> bool) -> Vec<FlowId> {
+        let mut taken = queue.take_held(ripe);
+        taken.extend((0..queue.ripe_in_line(ripe)).filter_map(|_| queue.next_in_line()));
+        taken.into_iter().map(|(flow, _)| flow).collect()
+    }
+
     #[test]
     fn who_is_ripe_is_taken_and_who_is_not_goes_on_waiting() {
         let mut queue = Queue::default();
@@ -125,13 +143,10 @@ mod tests {
             queue.push(flow, waiting(second));
         }
         let ripe = |waiting: &Waiting| waiting.wire.time.as_second() <= 10;
-        let taken: Vec<FlowId> = queue.take_ripe(ripe).into_iter().map(|(flow, _)| flow).collect();
-        assert_eq!(taken, [1, 2]);
+        assert_eq!(take(&mut queue, &ripe), [1, 2]);
         queue.hold(2, waiting(10));
-        let taken: Vec<FlowId> = queue.take_ripe(ripe).into_iter().map(|(flow, _)| flow).collect();
-        assert_eq!(taken, [2], "held back, it is taken before its turn in line");
-        let taken: Vec<FlowId> = queue.take_ripe(|_| true).into_iter().map(|(flow, _)| flow).collect();
-        assert_eq!(taken, [3, 4]);
+        assert_eq!(take(&mut queue, &ripe), [2], "held back, it is taken before its turn in line");
+        assert_eq!(take(&mut queue, &|_| true), [3, 4]);
         assert_eq!(queue.len(), 0);
     }
 }

@@ -2,15 +2,14 @@
 //! one-packet UDP that comes again. Bounded in time and in number.
 
 use std::collections::VecDeque;
-use std::hash::BuildHasher;
+use std::net::IpAddr;
 
-use hashbrown::HashTable;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 
-use super::sight::{FlowId, Sight};
+use super::sight::FlowId;
+use super::slot::Moment;
 use crate::flow::{FlowOutcome, Tuple};
-use crate::hash::{QuickMap, QuickState};
-use crate::service::Protocol;
+use crate::hash::{QuickMap, SerialMap};
 
 /// How long after the end of its entry a UDP flow may be answered, or a flushed connection go on: the kernel's own time-out of
 /// a UDP stream (120 s, nf_conntrack_udp_timeout_stream) and as much as people set statsd intervals to (60 s).
@@ -19,136 +18,170 @@ pub(super) const WINDOW: SignedDuration = SignedDuration::from_secs(180);
 /// How long a silent UDP packet waits for its repetition: what reports by the hour is seen to repeat.
 const REPETITION: SignedDuration = SignedDuration::from_secs(2 * 3600);
 
-/// Flows remembered at most; beyond that the oldest go first. Some 20 MB.
+/// Flows remembered at most; beyond that the oldest go first. Some 7 MB.
 const CAPACITY: usize = 65_536;
 
-/// A flow whose kernel entry is gone.
+/// Whether one moment is at least so long before another.
+fn since(earlier: Moment, now: Moment) -> SignedDuration {
+    SignedDuration::from_nanos(now.0.saturating_sub(earlier.0))
+}
+
+/// A flow whose kernel entry is gone; the rest of it stands where it stood.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ending {
+pub(super) struct Ended {
     pub(super) flow: FlowId,
-    /// What its packets look like from the client, and from the server.
-    pub(super) forward: Tuple,
-    pub(super) backward: Tuple,
+    pub(super) ended: Moment,
+    pub(super) hash: u64,
+    pub(super) slot: u32,
+    /// Its answers are not its first packet turned round.
+    pub(super) rewritten: bool,
+}
+
+/// A flow that goes on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Resumed {
+    pub(super) flow: FlowId,
+    /// The new entry runs against it.
+    pub(super) reversed: bool,
+    /// What was said of it.
     pub(super) outcome: Option<FlowOutcome>,
 }
 
-impl Ending {
-    /// What it is found by.
-    fn keys(&self) -> impl Iterator<Item = Tuple> {
-        let (forward, backward) = (unordered(self.forward), unordered(self.backward));
-        std::iter::once(forward).chain((backward != forward).then_some(backward))
-    }
-}
-
-/// The same for both directions: where nothing is rewritten, one key finds the flow either way.
-fn unordered(tuple: Tuple) -> Tuple {
-    let turned = (tuple.destination, tuple.destination_port) < (tuple.source, tuple.source_port);
-    if turned { tuple.reversed() } else { tuple }
-}
-
+/// The order in which they ended.
 #[derive(Debug, Default)]
 pub(super) struct Past {
-    /// By the hash of the two ends of either side: which of `flows`, counted from the first there ever was. Without the keys it is
-    /// small enough to stay in the processor's cache; they stand with the flows.
-    by_ends: HashTable<(u64, u64)>,
-    /// In the order in which they ended; `None`: it went on, or is forgotten.
-    flows: VecDeque<Option<(Timestamp, Ending)>>,
-    /// How many were let go at the front.
-    gone: u64,
-    hasher: QuickState,
+    /// `None`: it went on, or is forgotten.
+    line: VecDeque<Option<Ended>>,
+    /// The number of the first in line; numbers go round.
+    first: u32,
+    living: usize,
+    /// What answers look like where the connection was rewritten, by slot, and which slot it is by the hash of that.
+    answers: QuickMap<u32, (u64, Tuple)>,
+    by_answer: QuickMap<u64, Vec<u32>>,
+    /// First packets of flows whose entry runs against them.
+    turned: SerialMap<Tuple>,
 }
 
 impl Past {
-    /// Remembers a flow that is over and may go on.
-    pub(super) fn close(&mut self, ending: &Ending, now: Timestamp, out: &mut Vec<Sight>) {
-        for key in ending.keys() {
-            if let Some(before) = self.find(&key) {
-                self.drop_flow(before, out);
+    pub(super) fn is_empty(&self) -> bool {
+        self.living == 0
+    }
+
+    pub(super) fn is_over_full(&self) -> bool {
+        self.line.len() > CAPACITY
+    }
+
+    /// Remembers one; under which number.
+    pub(super) fn push(&mut self, ended: Ended, answer: Option<(u64, Tuple)>) -> u32 {
+        if let Some((hash, reply)) = answer {
+            self.answers.insert(ended.slot, (hash, reply));
+            self.by_answer.entry(hash).or_default().push(ended.slot);
+        }
+        self.line.push_back(Some(ended));
+        self.living += 1;
+        let place = u32::try_from(self.line.len() - 1).expect("there are never more than CAPACITY and one");
+        self.first.wrapping_add(place)
+    }
+
+    fn let_go(&mut self, ended: &Ended) {
+        self.living -= 1;
+        if ended.rewritten
+            && let Some((hash, _)) = self.answers.remove(&ended.slot)
+            && let std::collections::hash_map::Entry::Occupied(mut slots) = self.by_answer.entry(hash)
+        {
+            slots.get_mut().retain(|slot| *slot != ended.slot);
+            if slots.get().is_empty() {
+                slots.remove();
             }
         }
-        let place = self.gone + self.flows.len() as u64;
-        for key in ending.keys() {
-            let hash = self.hasher.hash_one(key);
-            self.by_ends.insert_unique(hash, (hash, place), |(hash, _)| *hash);
-        }
-        self.flows.push_back(Some((now, *ending)));
-        while self.flows.len() > CAPACITY {
-            self.drop_oldest(out);
-        }
     }
 
-    fn at(&self, place: u64) -> Option<&Ending> {
-        let at = usize::try_from(place.checked_sub(self.gone)?).ok()?;
-        self.flows.get(at)?.as_ref().map(|(_, ending)| ending)
+    /// Takes one out by its number.
+    pub(super) fn take(&mut self, number: u32) -> Option<Ended> {
+        let ended = self.line.get_mut(number.wrapping_sub(self.first) as usize)?.take()?;
+        self.let_go(&ended);
+        Some(ended)
     }
 
-    fn find(&self, key: &Tuple) -> Option<u64> {
-        let wanted = self.hasher.hash_one(key);
-        let is_it =
-            |&(hash, place): &(u64, u64)| hash == wanted && self.at(place).is_some_and(|ending| ending.keys().any(|one| one == *key));
-        self.by_ends.find(wanted, is_it).map(|(_, place)| *place)
+    /// Takes the oldest out, if it is still there.
+    pub(super) fn pop(&mut self) -> Option<Ended> {
+        let ended = self.line.pop_front()?;
+        self.first = self.first.wrapping_add(1);
+        self.let_go(ended.as_ref()?);
+        ended
     }
 
-    fn take(&mut self, place: u64) -> Option<Ending> {
-        let at = usize::try_from(place.checked_sub(self.gone)?).ok()?;
-        let (_, ending) = self.flows.get_mut(at)?.take()?;
-        for key in ending.keys() {
-            if let Ok(found) = self.by_ends.find_entry(self.hasher.hash_one(key), |(_, found)| *found == place) {
-                found.remove();
-            }
-        }
-        Some(ending)
+    pub(super) fn has_one_too_old(&self, now: Moment) -> bool {
+        self.line.front().is_some_and(|ended| ended.is_none_or(|ended| since(ended.ended, now) >= WINDOW))
     }
 
-    fn drop_flow(&mut self, place: u64, out: &mut Vec<Sight>) {
-        if let Some(ending) = self.take(place) {
-            out.push(Sight::Closed { flow: ending.flow });
-        }
-    }
-
-    fn drop_oldest(&mut self, out: &mut Vec<Sight>) {
-        self.drop_flow(self.gone, out);
-        self.flows.pop_front();
-        self.gone += 1;
-    }
-
-    /// The flow that a new entry with this first packet goes on with; whether it runs against it; what was said of it.
-    pub(super) fn resume(&mut self, first: &Tuple) -> Option<(FlowId, bool, Option<FlowOutcome>)> {
-        let place = self.find(&unordered(*first))?;
-        let ending = self.at(place)?;
-        let reversed = ending.backward == *first;
-        // The same way again is another flow of UDP: the same socket after a pause.
-        let goes_on = reversed || (ending.forward == *first && first.protocol != Protocol::Udp);
-        if !goes_on {
+    /// The slot of one that was rewritten and whose answers have these two ends.
+    pub(super) fn answered_by(&self, hash: u64, tuple: &Tuple) -> Option<u32> {
+        if self.answers.is_empty() {
             return None;
         }
-        self.take(place).map(|ending| (ending.flow, reversed, ending.outcome))
+        let turned = tuple.reversed();
+        let is_it = |slot: &&u32| self.answers.get(slot).is_some_and(|(_, reply)| reply == tuple || *reply == turned);
+        self.by_answer.get(&hash)?.iter().find(is_it).copied()
     }
 
-    pub(super) fn forget(&mut self, now: Timestamp, out: &mut Vec<Sight>) {
-        let over = |ended: &Option<(Timestamp, Ending)>| ended.as_ref().is_none_or(|(ended, _)| now.duration_since(*ended) >= WINDOW);
-        while self.flows.front().is_some_and(over) {
-            self.drop_oldest(out);
+    /// What the answers of one look like, if it was rewritten.
+    pub(super) fn answer(&self, slot: u32) -> Option<Tuple> {
+        if self.answers.is_empty() { None } else { self.answers.get(&slot).map(|(_, reply)| *reply) }
+    }
+
+    /// The entry of a flow runs against it from now on; its first packet was this.
+    pub(super) fn turn(&mut self, flow: FlowId, first: Tuple) {
+        self.turned.entry(flow).or_insert(first);
+    }
+
+    pub(super) fn turned(&self, flow: FlowId) -> Option<Tuple> {
+        if self.turned.is_empty() { None } else { self.turned.get(&flow).copied() }
+    }
+
+    pub(super) fn closed(&mut self, flow: FlowId) {
+        if !self.turned.is_empty() {
+            self.turned.remove(&flow);
         }
     }
 }
 
-/// UDP senders that nobody answered, by client, server and port.
+/// UDP senders that nobody answered, by client, server and port; with when that was.
 #[derive(Debug, Default)]
-pub(super) struct Silent(QuickMap<Tuple, Timestamp>);
+pub(super) struct Silent {
+    /// Of IPv4: both addresses, and protocol and port.
+    narrow: QuickMap<(u64, u32), Moment>,
+    wide: QuickMap<Tuple, Moment>,
+}
 
 impl Silent {
     /// Remembers one more; true if it is not the first.
-    pub(super) fn again(&mut self, tuple: &Tuple, now: Timestamp) -> bool {
-        let key = Tuple { source_port: 0, ..*tuple };
-        if self.0.len() >= CAPACITY && !self.0.contains_key(&key) {
-            // A scan fills it: what is lost is only that a repetition is known one packet later.
-            self.0.clear();
+    pub(super) fn again(&mut self, tuple: &Tuple, now: Moment) -> bool {
+        let Tuple { source, destination, protocol, destination_port, .. } = *tuple;
+        let full = self.narrow.len() + self.wide.len() >= CAPACITY;
+        // A scan fills it: what is lost is only that a repetition is known one packet later.
+        if let (IpAddr::V4(source), IpAddr::V4(destination)) = (source, destination) {
+            let addresses = u64::from(source.to_bits()) << 32 | u64::from(destination.to_bits());
+            let key = (addresses, u32::from(protocol.number()) << 16 | u32::from(destination_port));
+            if full && !self.narrow.contains_key(&key) {
+                self.clear();
+            }
+            return self.narrow.insert(key, now).is_some();
         }
-        self.0.insert(key, now).is_some()
+        let key = Tuple { source_port: 0, ..*tuple };
+        if full && !self.wide.contains_key(&key) {
+            self.clear();
+        }
+        self.wide.insert(key, now).is_some()
     }
 
-    pub(super) fn forget(&mut self, now: Timestamp) {
-        self.0.retain(|_, last| now.duration_since(*last) < REPETITION);
+    fn clear(&mut self) {
+        self.narrow.clear();
+        self.wide.clear();
+    }
+
+    pub(super) fn forget(&mut self, now: Moment) {
+        self.narrow.retain(|_, last| since(*last, now) < REPETITION);
+        self.wide.retain(|_, last| since(*last, now) < REPETITION);
     }
 }

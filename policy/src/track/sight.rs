@@ -57,6 +57,8 @@ pub enum Sight {
     Went {
         /// Which flow.
         flow: FlowId,
+        /// Its first packet, before any rewriting.
+        tuple: Tuple,
         /// How.
         outcome: FlowOutcome,
         /// When it began.
@@ -70,6 +72,8 @@ pub enum Sight {
     Grew {
         /// Which flow.
         flow: FlowId,
+        /// Its first packet, before any rewriting.
+        tuple: Tuple,
         /// When that was seen.
         time: Timestamp,
         /// Additional bytes from the client.

@@ -113,7 +113,7 @@ fn a_connection_older_than_the_agent_is_pre_existing_and_not_sure_of_its_directi
     let old = Entry { status: ASSURED, state: Some(3), stamp: None, ..entry(Protocol::Tcp, 1000) };
     let mut tracker = Tracker::new(at(0), true);
     let mut out = Vec::new();
-    tracker.begin_dump(at(1));
+    tracker.begin_dump();
     tracker.feed(Kind::Dump, &old, at(1), &mut out);
     let [Sight::Opened { wire, .. }, Sight::Went { outcome: FlowOutcome::Established, .. }] = out[..] else { panic!("{out:?}") };
     assert!(wire.pre_existing && !wire.direction_sure);
@@ -156,7 +156,7 @@ fn a_lost_end_is_noticed_by_two_dumps_and_another_connection_in_its_place_at_onc
     assert_eq!((tracker.open(), out.len()), (1, 3), "{out:?}");
     for second in [10, 20] {
         assert_eq!(tracker.open(), 1);
-        tracker.begin_dump(at(second));
+        tracker.begin_dump();
         tracker.end_dump(at(second), &mut out);
     }
     assert_eq!(tracker.open(), 0);
@@ -186,11 +186,62 @@ fn reversed_udp_within_the_window_is_an_answer_and_after_it_a_flow_of_its_own() 
     for (kind, entry, second) in asked {
         tracker.feed(kind, &entry, at(second), &mut out);
     }
-    tracker.begin_dump(at(400));
+    tracker.begin_dump();
     tracker.end_dump(at(400), &mut out);
     assert!(matches!(out.last(), Some(Sight::Closed { flow: 1 })));
     tracker.feed(Kind::New, &answer, at(401), &mut out);
     assert!(matches!(out.last(), Some(Sight::Opened { flow: 2, .. })));
+}
+
+#[test]
+fn a_late_answer_to_a_rewritten_flow_is_known_by_what_its_answers_look_like() {
+    let asked = Entry { sent: count(1, 29), received: count(0, 0), ..entry(Protocol::Udp, 5000) };
+    // Published: the server answers from its own address and port.
+    let server = Tuple { source: "10.0.0.9".parse().unwrap(), source_port: 8080, ..asked.reply };
+    let asked = Entry { reply: server, ..asked };
+    let answer = Entry { original: server, reply: server.reversed(), id: Some(2), ..asked };
+    let end = |entry: Entry| Entry { stamp: None, ..entry };
+    let (mut tracker, mut out) = (Tracker::new(at(0), true), Vec::new());
+    for (kind, entry, second) in [
+        (Kind::New, asked, 1),
+        (Kind::Destroy, end(asked), 31),
+        (Kind::New, answer, 40),
+        (Kind::Destroy, end(answer), 70),
+        // And once more, the entry of the answer being over too.
+        (Kind::New, Entry { id: Some(3), ..answer }, 80),
+    ] {
+        tracker.feed(kind, &entry, at(second), &mut out);
+    }
+    let went = |sight: &Sight| if let Sight::Went { flow, tuple, outcome, .. } = sight { Some((*flow, *tuple, *outcome)) } else { None };
+    let went: Vec<_> = out.iter().filter_map(went).collect();
+    assert_eq!(went, [(1, asked.original, FlowOutcome::Unanswered), (1, asked.original, FlowOutcome::Established)]);
+    assert_eq!(out.iter().filter(|sight| matches!(sight, Sight::Opened { .. })).count(), 1, "{out:?}");
+    assert_eq!(tracker.open(), 1);
+}
+
+#[test]
+fn no_more_flows_are_remembered_than_there_is_room_for_and_the_oldest_go_first() {
+    let (mut tracker, mut out) = (Tracker::new(at(0), true), Vec::new());
+    let nth = |n: u32, last: u8| {
+        let e = entry(Protocol::Udp, u16::try_from(n % 50_000).unwrap());
+        let mut e = Entry { id: Some(n), sent: count(1, 29), ..e };
+        // Of both families: addresses of IPv6 are kept elsewhere.
+        let address = if last == 2 { format!("10.0.1.{}", n / 50_000) } else { format!("2001:db8::{:x}", n / 50_000) };
+        e.original.source = address.parse().unwrap();
+        e.reply = e.original.reversed();
+        e
+    };
+    for n in 0..100_000 {
+        let e = nth(n, if n % 3 == 0 { 6 } else { 2 });
+        tracker.feed(Kind::New, &e, at(1), &mut out);
+        tracker.feed(Kind::Destroy, &Entry { stamp: None, ..e }, at(1), &mut out);
+    }
+    let closed: Vec<FlowId> = out.iter().filter_map(|sight| if let Sight::Closed { flow } = sight { Some(*flow) } else { None }).collect();
+    assert_eq!(closed, (1..=100_000 - 65_536).collect::<Vec<_>>());
+    out.clear();
+    tracker.end_dump(at(1 + memory::WINDOW.as_secs()), &mut out);
+    assert_eq!(out.len(), 65_536);
+    assert_eq!(tracker.open(), 0);
 }
 
 proptest! {
