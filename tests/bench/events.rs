@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lab::{Bridge, Member, Netns};
 
 use crate::figures::{Samples, Table, grouped, time};
-use crate::process::used;
+use crate::process::{megabytes, used};
 use crate::stage;
 use crate::traffic::{self, Serving};
 use crate::watcher::Watcher;
@@ -48,7 +48,7 @@ fn bursts(short: bool) {
     silent(&server);
     let mut watcher = Watcher::start(&host, &stage::inventory(&[(&bridge, &[("client", &client), ("server", &server)])]));
     empty_the_table(&host);
-    let mut table = Table::new(&["burst", "new flows", "in", "events", "lost", "CPU of the observer", "an event"]);
+    let mut table = Table::new(&["burst", "new flows", "in", "events", "lost", "CPU of the observer", "an event", "its memory (RSS)"]);
     let before = (watcher.settled(), used(watcher.pid()).cpu);
     let mut last = before;
     for round in 1..=rounds {
@@ -65,6 +65,7 @@ fn bursts(short: bool) {
             grouped((now.0.lost - last.0.lost) as f64),
             time(cpu.as_secs_f64()),
             time(cpu.as_secs_f64() / events.max(1) as f64),
+            megabytes(used(watcher.pid()).resident),
         ]);
         last = now;
     }
@@ -77,6 +78,7 @@ fn bursts(short: bool) {
         grouped((last.0.lost - before.0.lost) as f64),
         time(cpu),
         time(cpu / events.max(1) as f64),
+        String::new(),
     ]);
     println!("Bursts of new flows, read, followed and named; the table is emptied after each (its events count too):\n");
     table.print();

@@ -23,6 +23,7 @@ mod core;
 mod desk;
 mod events;
 mod figures;
+mod follow;
 mod join;
 mod learn;
 mod nsid;
@@ -48,7 +49,7 @@ pub(crate) fn progress(steps: u64) -> indicatif::ProgressBar {
 }
 
 /// Name, what it measures, how.
-const FIGURES: [(&str, &str, fn(bool)); 11] = [
+const FIGURES: [(&str, &str, fn(bool)); 12] = [
     ("plane", "throughput, connect rate, latency and packets between two containers", |short| {
         plane::run(&plane::Effort { rounds: if short { 6 } else { 24 }, window: Duration::from_millis(if short { 100 } else { 300 }) });
     }),
@@ -59,6 +60,7 @@ const FIGURES: [(&str, &str, fn(bool)); 11] = [
     ("learn", "suggestions from a large graph: all of them, and after one edge more", learn::run),
     ("store", "the controller's store: size, rate of updates, start-up", store::run),
     ("events", "conntrack's events: bursts, what the workloads feel, a reader that is away", events::run),
+    ("follow", "what an event costs of ours, part by part, without the kernel", follow::run),
     ("agent", "the agent's program: memory, idleness, from an answer on the wire into the controller's store", agent::run),
     ("churn", "thousands of containers come and go under Enforce: what stays behind", churn::run),
     ("shown", "the command line: start-up, the graph", shown::run),
