@@ -38,6 +38,9 @@ const DENIALS: usize = 262_144;
 /// Flows that wait for the engine's first answer at most (some 20 MB): beyond it they are named without.
 const WITHOUT_ENGINE: usize = 65_536;
 
+/// Events that are followed before what they say is named: it is in the first cache still.
+const AT_ONCE: usize = 128;
+
 /// What the worker works with.
 pub(super) struct Parts {
     /// Whether the switches stay on at the end.
@@ -189,14 +192,16 @@ impl Worker {
         if let Some(error) = failed {
             self.wrong.insert("read".to_owned(), format!("the kernel's events can't be read any more: {error}"));
         }
-        self.tracker.feed_all(&events, read_at, &mut self.sights);
+        for some in events.chunks(AT_ONCE) {
+            self.tracker.feed_all(some, read_at, &mut self.sights);
+            self.name_sights();
+        }
         events.clear();
         // Nobody waits for it: the reader then makes another.
         let _ = self.parts.emptied.try_send(events);
         for denial in denials {
             self.deny(denial);
         }
-        self.name_sights();
     }
 
     fn deny(&mut self, denial: Denial) {
@@ -426,6 +431,11 @@ impl Worker {
 
     /// Hands the facts over; false: nobody takes them any more.
     fn hand_over(&mut self) -> bool {
-        self.out.is_empty() || self.parts.facts.blocking_send(std::mem::take(&mut self.out)).is_ok()
+        if self.out.is_empty() {
+            return true;
+        }
+        // As many will come again: growing by and by copies them all.
+        let room = Vec::with_capacity(self.out.len());
+        self.parts.facts.blocking_send(std::mem::replace(&mut self.out, room)).is_ok()
     }
 }
