@@ -187,17 +187,17 @@ impl Draft {
     }
 
     /// Only IPv6 from a link-local address.
-    pub(super) fn from_link_local(self) -> Self {
+    pub(super) fn link_local_source(self) -> Self {
         self.ip(Ip::V6).link_local(IPV6_SOURCE, true)
     }
 
     /// IPv6 that is known as such already, from no link-local address.
-    pub(super) fn not_from_link_local(self) -> Self {
+    pub(super) fn not_link_local_source(self) -> Self {
         self.link_local(IPV6_SOURCE, false)
     }
 
     /// The same, to none.
-    pub(super) fn not_to_link_local(self) -> Self {
+    pub(super) fn not_link_local_destination(self) -> Self {
         self.link_local(IPV6_DESTINATION, false)
     }
 

@@ -230,7 +230,7 @@ fn strays() -> Vec<Rule> {
         let draft =
             rule("an address of a guarded network, by another road").within(&[Field::Protocol, Field::Source(ip)], &named("subnets", ip));
         // Link-local addresses are everybody's, and a connection from one is a bridge's own: it is not routed.
-        let draft = if ip == Ip::V6 { draft.not_from_link_local() } else { draft };
+        let draft = if ip == Ip::V6 { draft.not_link_local_source() } else { draft };
         draft.then(Verdict::Goto("homeless"))
     };
     IPS.map(stray).into()
@@ -242,7 +242,7 @@ fn decoys() -> Vec<Rule> {
     let decoy = |ip| {
         let draft = rule("to an address of a guarded network, by another road").not_within(&[Field::Oifname], "guarded");
         let draft = draft.within(&[Field::Protocol, Field::Destination(ip)], &named("subnets", ip));
-        let draft = if ip == Ip::V6 { draft.not_to_link_local() } else { draft };
+        let draft = if ip == Ip::V6 { draft.not_link_local_destination() } else { draft };
         draft.then(Verdict::Goto("homeless"))
     };
     IPS.map(decoy).into()
@@ -322,7 +322,7 @@ fn at_home(interface: Field) -> Rule {
 /// Link-local addresses are on every bridge, and where nobody is guarded anybody takes any of them. What begins between them there is
 /// judged packet by packet, which drops nothing on that bridge, and lets it go on nowhere else.
 fn everybodys(interface: Field) -> Draft {
-    rule("between addresses that every bridge has, where nobody is guarded").not_within(&[interface], "guarded").from_link_local()
+    rule("between addresses that every bridge has, where nobody is guarded").not_within(&[interface], "guarded").link_local_source()
 }
 
 fn judge() -> Vec<Rule> {

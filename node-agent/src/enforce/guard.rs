@@ -100,7 +100,9 @@ fn prerouting() -> Vec<Rule> {
         rule("from a port of a guarded bridge").within(&[PORT], "ports").then(Verdict::Goto("port")),
         piece("a piece of a guarded workload's IPv4 packet, by another port", Ip::V4).then(Verdict::Goto("spoofed")),
         // Link-local addresses are everybody's, and their queues are a bridge's own (net/ipv6/netfilter/nf_conntrack_reasm.c, fq_find).
-        piece("a piece of a guarded workload's IPv6 packet, by another port", Ip::V6).not_from_link_local().then(Verdict::Goto("spoofed")),
+        piece("a piece of a guarded workload's IPv6 packet, by another port", Ip::V6)
+            .not_link_local_source()
+            .then(Verdict::Goto("spoofed")),
         // The bridge reads on within a tag, where the filter is not asked.
         querier("listener query in a tag, from a port that nobody bound yet")
             .within(&[Field::EtherType], "tags")
