@@ -58,15 +58,27 @@ fn who_says_that_its_address_is_at_a_neighbours_mac_address_sends_the_neighbour_
     apply(&mut enforcer, &policy.bind(&inventory));
     let (wire, far) = (Frames::open(&a.netns, "eth0"), Frames::open(&c.netns, "eth0"));
     let gateway = mac_of(&host, "br0");
-    let body = [&[136, 0, 0, 0, 0x60, 0, 0, 0][..], &a.v6.octets(), &[2, 1], &c.mac].concat();
-    host.udp_send((a.v6, 53).into(), b"lab-first");
-    wire.send(&frame::ethernet(gateway, a.mac, frame::ETH_IPV6, &icmpv6(a.v6, bridge.gateway_v6(), &body)));
-    lab::eventually(PATIENTLY, || {
-        let known = host.ip(&format!("-6 neigh show {} dev br0", a.v6));
-        if known.contains(&lab::bridge::mac_text(c.mac)) { Ok(()) } else { Err(known) }
-    });
-    host.udp_send((a.v6, 53).into(), b"lab-for-a-not-c");
-    assert!(!far.sees(BRIEFLY, b"lab-for-a-not-c"));
+    // An advertisement says it of its target; what asks says it of its sender (RFC 4861, 4.1 to 4.4).
+    let routers = ("ff02::2".parse().unwrap(), [0x33, 0x33, 0, 0, 0, 2]);
+    for (name, (to, mac), body) in [
+        ("an advertisement", (bridge.gateway_v6(), gateway), [&[136, 0, 0, 0, 0x60, 0, 0, 0][..], &a.v6.octets(), &[2, 1]].concat()),
+        (
+            "a solicitation",
+            (bridge.gateway_v6(), gateway),
+            [&[135, 0, 0, 0, 0, 0, 0, 0][..], &bridge.gateway_v6().octets(), &[1, 1]].concat(),
+        ),
+        ("a router's solicitation", routers, vec![133, 0, 0, 0, 0, 0, 0, 0, 1, 1]),
+    ] {
+        host.ip("-6 neigh flush dev br0");
+        host.udp_send((a.v6, 53).into(), b"lab-first");
+        wire.send(&frame::ethernet(mac, a.mac, frame::ETH_IPV6, &icmpv6(a.v6, to, &[&body[..], &c.mac].concat())));
+        lab::eventually(PATIENTLY, || {
+            let known = host.ip(&format!("-6 neigh show {} dev br0", a.v6));
+            if known.contains(&lab::bridge::mac_text(c.mac)) { Ok(()) } else { Err(format!("{name}: {known}")) }
+        });
+        host.udp_send((a.v6, 53).into(), b"lab-for-a-not-c");
+        assert!(!far.sees(BRIEFLY, b"lab-for-a-not-c"), "{name}");
+    }
 }
 
 /// A connection that both of its ends seem to use, on a bridge that nobody guards: forged by one who is there.

@@ -97,6 +97,35 @@ fn an_answer_passes_only_as_an_answer() {
 }
 
 #[test]
+fn a_server_opens_no_connection_in_the_place_of_one_that_lives_or_has_ended() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let inventory = inventory(&[(&bridge, &[("a", &a), ("b", &b)])]);
+    let mut enforcer = enforcer(&host);
+    apply(&mut enforcer, &Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "tcp/80").bind(&inventory));
+    let (wire, far) = (Frames::open(&b.netns, "eth0"), Frames::open(&a.netns, "eth0"));
+    let mut sequence = 0x2ab0_0000_u32;
+    for (client, at) in a.addresses().into_iter().zip(b.addresses()) {
+        let _server = Server::tcp_echo(&b.netns, SocketAddr::new(at, 80));
+        let mut stream = a.netns.connect(SocketAddr::new(at, 80), lab::probe::PATIENCE).unwrap();
+        assert!(still_echoes(&mut stream, b"lives"), "{at}");
+        let port = stream.local_addr().unwrap().port();
+        let mut request = |name: &str| {
+            sequence += 0x1_0000;
+            let segment = frame::tcp((at, 80), (client, port), sequence, 2);
+            wire.send(&frame::ethernet(a.mac, b.mac, crate::hostile::kind(at), &frame::ip(at, client, frame::PROTO_TCP, &segment)));
+            assert!(!far.sees(Duration::from_millis(300), &sequence.to_be_bytes()), "{name}: {at}");
+        };
+        request("while it lives");
+        assert!(still_echoes(&mut stream, b"lives on"), "{at}");
+        drop(stream);
+        std::thread::sleep(Duration::from_millis(200));
+        request("when it has ended");
+        request("again");
+    }
+}
+
+#[test]
 fn a_udp_answer_passes_after_its_connection_expired_and_only_to_who_asked() {
     needs_root!();
     node!(host, bridge: a, b);
