@@ -104,7 +104,7 @@ fn prerouting() -> Vec<Rule> {
             .not_link_local_source()
             .then(Verdict::Goto("spoofed")),
         // The bridge reads on within a tag, where the filter is not asked.
-        querier("listener query in a tag, from a port that nobody bound yet")
+        querier(rule("listener query in a tag, from a port that nobody bound yet").equals(Field::Protocol, &IPV6))
             .within(&[Field::EtherType], "tags")
             .not_within(&[Field::Iifname], "bystanders")
             .drop(),
@@ -172,9 +172,9 @@ fn icmpv6(comment: &str, number: u8) -> super::build::Draft {
     rule(comment).l4(libc::IPPROTO_ICMPV6 as u8).equals(Field::Icmpv6Type, &[number])
 }
 
-/// Who says that it keeps book of multicast listeners, or is a router of theirs; within a tag too.
-fn querier(comment: &str) -> super::build::Draft {
-    rule(comment).equals(Field::Protocol, &IPV6).l4(libc::IPPROTO_ICMPV6 as u8).within(&[Field::Icmpv6Type], "queriers")
+/// Who says that it keeps book of multicast listeners, or is a router of theirs.
+fn querier(draft: super::build::Draft) -> super::build::Draft {
+    draft.l4(libc::IPPROTO_ICMPV6 as u8).within(&[Field::Icmpv6Type], "queriers")
 }
 
 fn ipv6() -> Vec<Rule> {
@@ -189,7 +189,7 @@ fn ipv6() -> Vec<Rule> {
         icmpv6("redirect from a container", 137).drop(),
         // The bridge would believe that somebody keeps book of who listens, and send neighbours' solicitations to this port and to no one
         // whose report is older than that (br_multicast_query_received).
-        querier("listener query from a container").drop(),
+        querier(rule("listener query from a container")).drop(),
         icmpv6("claims another's IPv6 address", 136)
             .not_within(&[PORT, Field::EtherSource, Field::NeighbourTarget], "own6")
             .then(Verdict::Goto("spoofed")),
