@@ -102,6 +102,14 @@ impl HalfApproved {
             Direction::Ingress => &self.to,
         }
     }
+
+    /// The other one, which the missing side would name.
+    pub(crate) fn peer(&self) -> &Workload {
+        match self.missing {
+            Direction::Egress => &self.to,
+            Direction::Ingress => &self.from,
+        }
+    }
 }
 
 impl std::fmt::Display for HalfApproved {

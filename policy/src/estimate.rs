@@ -18,6 +18,8 @@
 //!
 //! All in whole numbers, so that two machines say the same.
 
+use jiff::Timestamp;
+
 use crate::evidence::Evidence;
 use crate::learn::{Options, Window};
 use crate::suggestion::{Coverage, Phase};
@@ -38,7 +40,15 @@ impl Frequencies {
     fn add(&mut self, count: u64) {
         self.once += u64::from(count == 1);
         self.twice += u64::from(count == 2);
-        self.total += count;
+        self.total = self.total.saturating_add(count);
+    }
+
+    /// The kinds of both; none is in both.
+    fn merge(&mut self, other: Self) {
+        let Self { once, twice, total } = other;
+        self.once += once;
+        self.twice += twice;
+        self.total = self.total.saturating_add(total);
     }
 }
 
@@ -73,20 +83,46 @@ fn chao(seen: Frequencies, numerator: u64, denominator: u64) -> u64 {
     u64::try_from(above.div_ceil(below)).unwrap_or(u64::MAX)
 }
 
-/// What is known and unknown of a workload whose edges in use are these, and how far its learning is.
-pub fn coverage<'e>(used: impl IntoIterator<Item = &'e Evidence>, window: Option<&Window>, options: &Options) -> (Coverage, Phase) {
+/// What the estimators ask of edges in use. Sums of parts are the sum of the whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) edges: u64,
+    flows: Frequencies,
+    by_hour: Frequencies,
+    hours: crate::HourSet,
+    newest: Option<Timestamp>,
+}
+
+impl Sums {
+    /// Of these. In one go: the evidence of a workload that everybody uses is larger than what a processor has at hand.
+    pub(crate) fn of<'e>(used: impl IntoIterator<Item = &'e Evidence>) -> Self {
+        let mut sums = Self::default();
+        for evidence in used {
+            sums.edges += 1;
+            sums.flows.add(evidence.used());
+            sums.by_hour.add(evidence.hours.hours());
+            sums.hours.merge(&evidence.hours);
+            sums.newest = sums.newest.max(evidence.first);
+        }
+        sums
+    }
+
+    /// Adds those of other edges.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        let Self { edges, flows, by_hour, hours, newest } = other;
+        self.edges += edges;
+        self.flows.merge(*flows);
+        self.by_hour.merge(*by_hour);
+        self.hours.merge(hours);
+        self.newest = self.newest.max(*newest);
+    }
+}
+
+/// What is known and unknown of a workload whose edges in use sum up to this, and how far its learning is.
+pub(crate) fn coverage(used: Sums, window: Option<&Window>, options: &Options) -> (Coverage, Phase) {
     let empty = Window::default();
     let window = window.unwrap_or(&empty);
-    // In one go: the evidence of a workload that everybody uses is larger than what a processor has at hand.
-    let (mut edges, mut flows, mut by_hour) = (0_u64, Frequencies::default(), Frequencies::default());
-    let (mut hours, mut newest) = (crate::HourSet::default(), None);
-    for evidence in used {
-        edges += 1;
-        flows.add(evidence.used());
-        by_hour.add(evidence.hours.hours());
-        hours.merge(&evidence.hours);
-        newest = newest.max(evidence.first);
-    }
+    let Sums { edges, flows, by_hour, hours, newest } = used;
     // An hour without traffic is a sample too, if somebody watched.
     let units = hours.hours().max(window.seconds.len() as u64);
     let coverage = Coverage {
@@ -162,8 +198,6 @@ impl std::fmt::Display for Coverage {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
     use crate::evidence::HourSet;
 
@@ -211,7 +245,7 @@ mod tests {
     fn hours_tell_what_a_burst_hides() {
         // Two thousand flows each, all in one hour of the ten that were watched.
         let burst = [edge(2000, 3..4), edge(2000, 3..4), edge(2000, 4..5)];
-        let (coverage, _) = coverage(&burst, Some(&watched(10)), &Options::default());
+        let (coverage, _) = coverage(Sums::of(&burst), Some(&watched(10)), &Options::default());
         assert_eq!(coverage.unseen_connections_ppm, Some(0));
         assert_eq!(coverage.unseen_edges, Some(3));
         assert!(coverage.to_string().starts_with("3 edges, 0.0 % of new connections expected to be unseen, 3 more edges expected"));
@@ -220,7 +254,7 @@ mod tests {
     #[test]
     fn a_new_edge_ends_the_quiet_and_the_wall_clock_does_not_bring_it_back() {
         let edges = [edge(9000, 0..60), edge(50, 59..60)];
-        let phase = |window: &Window| coverage(&edges, Some(window), &Options::default()).1;
+        let phase = |window: &Window| coverage(Sums::of(&edges), Some(window), &Options::default()).1;
         assert_eq!(phase(&watched(60)), Phase::Learning);
         assert_eq!(phase(&watched(62)), Phase::Stabilizing);
         assert_eq!(phase(&watched(84)), Phase::Stable);

@@ -1,7 +1,7 @@
 //! The workload communication graph: endpoints, and edges with their evidence. Agents keep their node's, the controller
 //! merges them. Only reports change it; what it means is learned elsewhere.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -103,6 +103,10 @@ struct Node {
     /// Where its edges are, by server, service and whether the direction is known. By client, and in order: what a store gives is in
     /// the order of clients, so that each edge goes where the one before went.
     edges: BTreeMap<(NodeIndex, Service, bool), EdgeIndex>,
+    /// Those of them that never carried data: few of most, and asked for with every report on one of its edges.
+    touched: BTreeSet<EdgeIndex>,
+    /// How many edges arrive.
+    arriving: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -126,9 +130,13 @@ pub struct FlowGraph {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place(NodeIndex);
 
+/// Which edge of one graph. Edges are never taken out, so it means the same for as long as the graph is there.
+pub(crate) type EdgeId = EdgeIndex;
+
 /// One edge as it lies in the graph, without a copy of its names.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen<'g> {
+    pub(crate) id: EdgeId,
     pub(crate) from: &'g Endpoint,
     pub(crate) to: &'g Endpoint,
     pub(crate) service: Service,
@@ -155,7 +163,14 @@ impl FlowGraph {
         if let Some(&index) = self.nodes.get(endpoint) {
             return Place(index);
         }
-        let node = Node { endpoint: endpoint.clone(), first: None, touch: Touch::default(), edges: BTreeMap::new() };
+        let node = Node {
+            endpoint: endpoint.clone(),
+            first: None,
+            touch: Touch::default(),
+            edges: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            arriving: 0,
+        };
         let index = self.graph.add_node(node);
         self.nodes.insert(endpoint.clone(), index);
         self.places = OnceLock::new();
@@ -194,12 +209,20 @@ impl FlowGraph {
             Some(edge) => {
                 let before = counts(&self.graph, &self.graph[edge].evidence);
                 self.graph[edge].evidence.merge(&seen);
+                if self.graph[edge].evidence.established > 0 {
+                    self.graph[from].touched.remove(&edge);
+                }
                 (before, counts(&self.graph, &self.graph[edge].evidence))
             }
             None => {
                 let after = counts(&self.graph, &seen);
+                let carried = seen.established > 0;
                 let edge = self.graph.add_edge(from, to, Edge { service, direction_known, evidence: seen });
                 self.graph[from].edges.insert((to, service, direction_known), edge);
+                if !carried {
+                    self.graph[from].touched.insert(edge);
+                }
+                self.graph[to].arriving += 1;
                 (Touch::default(), after)
             }
         };
@@ -223,8 +246,7 @@ impl FlowGraph {
 
     /// The evidence of one edge.
     pub fn get(&self, key: &EdgeKey) -> Option<&Evidence> {
-        let (from, to) = (*self.nodes.get(&key.from)?, *self.nodes.get(&key.to)?);
-        self.graph[from].edges.get(&(to, key.service, key.direction_known)).map(|&index| &self.graph[index].evidence)
+        self.find(key).map(|index| &self.graph[index].evidence)
     }
 
     /// The endpoints, in order.
@@ -248,10 +270,33 @@ impl FlowGraph {
         self.sorted(index, &[Direction::Outgoing, Direction::Incoming])
     }
 
-    /// Whom a source touched without ever carrying data there.
-    pub(crate) fn touched_by(&self, source: &Endpoint) -> impl Iterator<Item = &Endpoint> {
-        let edges = self.nodes.get(source).into_iter().flat_map(|&index| self.graph.edges_directed(index, Direction::Outgoing));
-        edges.filter(|edge| edge.weight().evidence.established == 0).map(|edge| &self.graph[edge.target()].endpoint)
+    /// Edges by which a source touched others without ever carrying data there.
+    pub(crate) fn touched_by(&self, source: &Endpoint) -> impl Iterator<Item = EdgeId> {
+        self.nodes.get(source).into_iter().flat_map(|&index| self.graph[index].touched.iter().copied())
+    }
+
+    /// How many edges start at or arrive at an endpoint; one to itself counts twice.
+    pub(crate) fn count_around(&self, endpoint: &Endpoint) -> usize {
+        self.nodes.get(endpoint).map_or(0, |&index| self.graph[index].edges.len() + self.graph[index].arriving)
+    }
+
+    /// Which edge this is.
+    pub(crate) fn find(&self, key: &EdgeKey) -> Option<EdgeId> {
+        let (from, to) = (*self.nodes.get(&key.from)?, *self.nodes.get(&key.to)?);
+        self.graph[from].edges.get(&(to, key.service, key.direction_known)).copied()
+    }
+
+    /// Client and server of an edge.
+    pub(crate) fn ends(&self, id: EdgeId) -> Option<(&Endpoint, &Endpoint)> {
+        self.graph.edge_endpoints(id).map(|(from, to)| (&self.graph[from].endpoint, &self.graph[to].endpoint))
+    }
+
+    /// One edge as it is now.
+    pub(crate) fn seen(&self, id: EdgeId) -> Option<Seen<'_>> {
+        let (from, to) = self.graph.edge_endpoints(id)?;
+        let Edge { service, direction_known, ref evidence } = *self.graph.edge_weight(id)?;
+        let from = &self.graph[from];
+        Some(Seen { id, from: &from.endpoint, to: &self.graph[to].endpoint, service, direction_known, evidence, touch: from.touch })
     }
 
     fn sorted<'g>(&'g self, index: NodeIndex, directions: &[Direction]) -> Vec<Seen<'g>> {
@@ -269,6 +314,7 @@ impl FlowGraph {
         let seen = |(.., edge): (_, _, _, EdgeReference<'g, Edge>)| {
             let from = &self.graph[edge.source()];
             Seen {
+                id: edge.id(),
                 from: &from.endpoint,
                 to: &self.graph[edge.target()].endpoint,
                 service: edge.weight().service,

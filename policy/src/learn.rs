@@ -2,7 +2,8 @@
 //! give the same suggestions, in whatever order the reports came in.
 //!
 //! It proposes; it never decides. What an edge is worth is sorted in `sort`, how wide a port is opened to the outside in
-//! `outside`, what an approval names in `digest`; what a person should know is said by [`crate::check`], how much is unseen by
+//! `outside`, what an approval names in `digest`, what is kept of a large workload so that one edge more is not all its edges in
+//! `parts`; what a person should know is said by [`crate::check`], how much is unseen by
 //! [`crate::estimate`].
 //!
 //! # Why
@@ -14,16 +15,21 @@ mod context;
 pub(crate) mod digest;
 mod draft;
 pub(crate) mod outside;
+mod parts;
 mod sort;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use jiff::Timestamp;
+
 pub use self::context::{Context, EMBEDDED_RESOLVER, FromOutside, Known, Options, Rejected, Revision, Window, known};
-use self::draft::Read;
+use self::draft::{Draft, Read, edges_of};
+use self::outside::Choice;
+pub use self::parts::{Kept, Parts};
 pub(crate) use self::sort::Why;
 use crate::check::{self, HalfApproved, Material, Proposal, half_approved};
-use crate::estimate;
+use crate::estimate::{self, Sums};
 use crate::evidence::Evidence;
 use crate::graph::{EdgeKey, FlowGraph, Seen};
 use crate::policy_set::{Direction, Peer, Rule, WorkloadPolicy};
@@ -56,7 +62,7 @@ pub fn learn_one(graph: &FlowGraph, context: &Context, workload: &Workload) -> S
 /// Whose suggestions one more report on an edge may change: its ends, and every workload that the same source touched without
 /// carrying data, since whether that is a scan depends on all of them.
 pub fn affected(graph: &FlowGraph, edge: &EdgeKey) -> BTreeSet<Workload> {
-    let touched = graph.touched_by(&edge.from).filter_map(Endpoint::workload);
+    let touched = graph.touched_by(&edge.from).filter_map(|id| graph.ends(id)).filter_map(|(_, to)| to.workload());
     let ends = [&edge.from, &edge.to].into_iter().filter_map(|end| end.workload());
     ends.chain(touched).cloned().collect()
 }
@@ -91,6 +97,8 @@ pub struct Learner<'a> {
     graph: &'a FlowGraph,
     context: &'a Context,
     halves: &'a Halves,
+    /// The most edges of a workload that are read all at each learning, and rules that are digested as one text.
+    large: usize,
 }
 
 /// What is learned of one workload, not written out yet.
@@ -110,7 +118,7 @@ struct Learned<'a> {
 impl<'a> Learner<'a> {
     /// A learner over this graph; the halves are [`Halves::of`] the same context.
     pub fn new(graph: &'a FlowGraph, context: &'a Context, halves: &'a Halves) -> Self {
-        Self { graph, context, halves }
+        Self { graph, context, halves, large: digest::LARGE }
     }
 
     /// Every workload that is known or was seen, in order.
@@ -138,75 +146,91 @@ impl<'a> Learner<'a> {
     /// What [`Learner::suggest`] would say, without saying it.
     pub fn outline(&self, workload: &Workload) -> Outline {
         let Learned { read, proposals, findings, phase, revision, digest, .. } = self.learn(workload);
-        let weigh = |weight| findings.iter().filter(|finding| finding.severity == weight).count() as u64;
-        Outline {
-            workload: workload.clone(),
-            revision,
-            digest,
-            phase,
-            rules: proposals.len() as u64,
-            undecided: proposals.iter().filter(|proposal| proposal.state == RuleState::Undecided).count() as u64,
-            findings: (weigh(Severity::Blocking), weigh(Severity::Warning), weigh(Severity::Info)),
-            updated: read.updated,
-        }
+        let undecided = proposals.iter().filter(|proposal| proposal.state == RuleState::Undecided).count();
+        outlined(workload, (revision, digest), phase, (proposals.len(), undecided), &findings, read.updated)
     }
 
     fn learn(&self, workload: &Workload) -> Learned<'a> {
-        let context = self.context;
-        let options = context.options_of(workload);
-        let known = context.workloads.get(workload);
-        let policy = context.policies.get(workload);
-        let halves = self.halves.of_workload(workload);
-        let mut read = Read::of(self.graph, context, options, workload);
-        read.add_counterparts(halves, workload);
+        let options = self.context.options_of(workload);
+        let mut read = Read::of(edges_of(self.graph, workload), self.context, options, workload);
+        self.add_elsewhere(&mut read, workload);
+        let proposals = self.proposals(&read, workload);
+        let shown = Listed::of(&read.shown);
+        let seen = SeenOf {
+            used: &read.used,
+            sums: Sums::of(read.used.iter().map(|seen| seen.evidence)),
+            shown: &read.shown,
+            unlisted: read.shown.len() - shown.0.len(),
+            choices: &read.choices,
+        };
+        let (findings, coverage, phase) = self.judge(workload, &proposals, seen);
+        let digest = digest::digest(workload, &proposals, options, &findings, self.large);
+        Learned { revision: self.revision(workload, &digest), read, proposals, shown, findings, coverage, phase, digest }
+    }
+
+    /// Rules that come from elsewhere than the graph.
+    fn add_elsewhere(&self, read: &mut Read<'_>, workload: &Workload) {
+        read.add_counterparts(self.halves.of_workload(workload), workload);
         // Without any evidence there is nothing to add DNS to: a policy of DNS alone would look learned and isolate.
         if read.drafts.iter().any(|draft| draft.origin != Origin::DeniedAttempt) {
-            // A workload that is away for a moment keeps its rules, or every restart would move the digest.
-            let assumed = [Peer::address(IpAddr::V4(EMBEDDED_RESOLVER))].into();
-            for resolver in known.map_or(&assumed, |known| &known.resolvers) {
-                DNS.into_iter().for_each(|service| read.add_needed(Direction::Egress, resolver.clone(), Ports::from(service)));
-            }
+            self.add_resolvers(read, workload, |_| true);
         }
-        let proposals: Vec<Proposal> = read
-            .drafts
-            .iter()
-            .map(|draft| {
-                let (direction, rule) = (draft.direction, draft.rule.clone());
-                Proposal { direction, origin: draft.origin, state: self.state(workload, policy, direction, &rule), rule }
-            })
-            .collect();
+    }
 
-        let window = context.windows.get(workload);
-        let (mut coverage, phase) = estimate::coverage(read.used.iter().map(|seen| seen.evidence), window, options);
+    fn add_resolvers(&self, read: &mut Read<'_>, workload: &Workload, wanted: impl Fn(&Peer) -> bool) {
+        // A workload that is away for a moment keeps its rules, or every restart would move the digest.
+        let assumed = [Peer::address(IpAddr::V4(EMBEDDED_RESOLVER))].into();
+        let resolvers = self.context.workloads.get(workload).map_or(&assumed, |known| &known.resolvers);
+        for resolver in resolvers.iter().filter(|resolver| wanted(resolver)) {
+            DNS.into_iter().for_each(|service| read.add_needed(Direction::Egress, resolver.clone(), Ports::from(service)));
+        }
+    }
+
+    /// What is proposed by these drafts, one for each.
+    fn proposals(&self, read: &Read<'_>, workload: &Workload) -> Vec<Proposal> {
+        let policy = self.context.policies.get(workload);
+        let proposal = |draft: &Draft| {
+            let (direction, rule) = (draft.direction, draft.rule.clone());
+            Proposal { direction, origin: draft.origin, state: self.state(workload, policy, direction, &rule), rule }
+        };
+        read.drafts.iter().map(proposal).collect()
+    }
+
+    /// What a person should know, and how far the learning is.
+    fn judge(&self, workload: &Workload, rules: &[Proposal], seen: SeenOf<'_>) -> (Vec<Finding>, Coverage, Phase) {
+        let SeenOf { used, sums, shown, unlisted, choices } = seen;
+        let context = self.context;
+        let (options, window) = (context.options_of(workload), context.windows.get(workload));
+        let known = context.workloads.get(workload);
+        let (mut coverage, phase) = estimate::coverage(sums, window, options);
         coverage
             .notes
             .extend(known.is_none().then(|| "not known to the engine now: its resolver is taken to be the engine's own".to_owned()));
-        let shown = Listed::of(&read.shown);
         let material = Material {
             workload,
             known,
-            policy,
+            policy: context.policies.get(workload),
             guardrails: &context.guardrails,
-            rules: &proposals,
-            used: &read.used,
-            shown: &read.shown,
-            choices: &read.choices,
-            halves,
+            rules,
+            used,
+            shown,
+            choices,
+            halves: self.halves.of_workload(workload),
             window,
             coverage: &coverage,
-            unlisted: read.shown.len() - shown.0.len(),
+            unlisted,
             stable_hours: options.stable_hours,
             now: context.now,
         };
-        let findings = check::findings(&material);
+        (check::findings(&material), coverage, phase)
+    }
 
-        let digest = digest::digest(workload, &proposals, options, &findings);
-        let revision = match context.previous.get(workload) {
+    fn revision(&self, workload: &Workload, digest: &str) -> u64 {
+        match self.context.previous.get(workload) {
             None => 1,
             Some(previous) if previous.digest == digest => previous.revision,
             Some(previous) => previous.revision + 1,
-        };
-        Learned { read, proposals, shown, findings, coverage, phase, revision, digest }
+        }
     }
 
     /// Where a rule stands with the reviewers.
@@ -222,6 +246,28 @@ impl<'a> Learner<'a> {
             RuleState::Undecided
         }
     }
+}
+
+/// What was seen of a workload, as far as it is judged.
+struct SeenOf<'a> {
+    used: &'a [Seen<'a>],
+    sums: Sums,
+    shown: &'a [(Seen<'a>, Why)],
+    unlisted: usize,
+    choices: &'a [Choice],
+}
+
+fn outlined(
+    workload: &Workload,
+    (revision, digest): (u64, String),
+    phase: Phase,
+    (rules, undecided): (usize, usize),
+    findings: &[Finding],
+    updated: Option<Timestamp>,
+) -> Outline {
+    let weigh = |weight| findings.iter().filter(|finding| finding.severity == weight).count() as u64;
+    let findings = (weigh(Severity::Blocking), weigh(Severity::Warning), weigh(Severity::Info));
+    Outline { workload: workload.clone(), revision, digest, phase, rules: rules as u64, undecided: undecided as u64, findings, updated }
 }
 
 /// Which of the edges that are no rule are listed: a few of each pair, so that a port scan does not bury the rest. The count of what is

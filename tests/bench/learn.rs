@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use policy::FlowGraph;
-use policy::learn::{Context, Halves, Learner, affected};
+use policy::learn::{Context, Halves, Kept, Learner};
 
 use crate::figures::{Samples, Table, grouped, time};
 use crate::process::{forget_peak, megabytes, on_cpu, used};
@@ -40,12 +40,18 @@ pub(crate) fn run(short: bool) {
         forget_peak();
         let begun = on_cpu();
         let learner = Learner::new(&graph, &context, &halves);
-        let outlines: Vec<_> = learner.workloads().into_iter().map(|workload| learner.outline(workload)).collect();
+        let mut kept = Kept::new();
+        let mut outline = |workload| {
+            let (outline, parts) = learner.renew(workload, None);
+            parts.into_iter().for_each(|parts| kept.put(workload.clone(), parts));
+            outline
+        };
+        let outlines: Vec<_> = learner.workloads().into_iter().map(&mut outline).collect();
         let took = on_cpu() - begun;
         let peak = memory().peak - before;
         let all: Vec<_> = learner.workloads().into_iter().collect();
         let begun = Instant::now();
-        let by_all_cores = controller::hub::outlines(learner, &all);
+        let by_all_cores = controller::hub::outlines(learner, &all, &mut Kept::new());
         let together = begun.elapsed().as_secs_f64();
         assert_eq!(by_all_cores.len(), outlines.len());
         drop((black_box(outlines), by_all_cores));
@@ -57,8 +63,10 @@ pub(crate) fn run(short: bool) {
             let delta = world::edge(n + more, workloads);
             let begun = on_cpu();
             graph.add(&delta);
-            for workload in affected(&graph, &delta.key) {
-                black_box(Learner::new(&graph, &context, &halves).outline(&workload));
+            for workload in kept.note(&graph, [&delta.key]) {
+                let (outline, parts) = Learner::new(&graph, &context, &halves).renew(&workload, kept.take(&workload));
+                parts.into_iter().for_each(|parts| kept.put(workload.clone(), parts));
+                black_box(outline);
             }
             again.push(on_cpu() - begun);
         }

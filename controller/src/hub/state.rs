@@ -49,6 +49,8 @@ pub struct State {
     /// What suggestions depend on besides the graph, and what follows from the policies in it: as they were when last learned.
     pub(crate) context: Context,
     halves: Halves,
+    /// Of large workloads, as long as the context holds.
+    parts: learn::Kept,
     /// Workloads whose suggestion is behind the graph.
     stale: Stale,
     /// Healthy time has passed since all were learned, and when that was.
@@ -93,6 +95,7 @@ impl State {
             keep_flows,
             context: Context::default(),
             halves: Halves::default(),
+            parts: learn::Kept::new(),
             stale: Stale::All,
             clock_moved: false,
             learned: now,
@@ -193,14 +196,8 @@ impl State {
         for delta in edges {
             self.graph.add(delta);
         }
-        let Stale::Some(stale) = &mut self.stale else { return };
-        // A scan is one source with many edges: it is looked at once, not once an edge.
-        let mut sources: BTreeSet<&Endpoint> = BTreeSet::new();
-        for EdgeDelta { key, .. } in edges {
-            stale.extend([&key.from, &key.to].into_iter().filter_map(|end| end.workload().cloned()));
-            if sources.insert(&key.from) {
-                stale.extend(learn::affected(&self.graph, key));
-            }
+        if let Stale::Some(stale) = &mut self.stale {
+            stale.extend(self.parts.note(&self.graph, edges.iter().map(|delta| &delta.key)));
         }
     }
 
@@ -246,14 +243,20 @@ impl State {
             Stale::All => {
                 (self.clock_moved, self.learned) = (false, self.now);
                 self.look_around();
+                let mut parts = learn::Kept::new();
                 let learner = self.learner();
-                outlines(learner, &learner.workloads().into_iter().collect::<Vec<_>>())
+                let outlines = outlines(learner, &learner.workloads().into_iter().collect::<Vec<_>>(), &mut parts);
+                self.parts = parts;
+                outlines
             }
             Stale::Some(workloads) => {
                 self.context.now = self.now;
                 let windows = self.windows(workloads.iter());
                 self.context.windows.extend(windows);
-                outlines(self.learner(), &workloads.iter().collect::<Vec<_>>())
+                let mut parts = std::mem::take(&mut self.parts);
+                let outlines = outlines(self.learner(), &workloads.iter().collect::<Vec<_>>(), &mut parts);
+                self.parts = parts;
+                outlines
             }
         };
         let mut moved = Vec::new();
@@ -325,18 +328,27 @@ impl State {
     }
 }
 
-/// Outlines of these workloads, by as many threads as there are cores: nothing is learned of one from another.
-pub fn outlines(learner: Learner<'_>, workloads: &[&Workload]) -> Vec<Outline> {
+/// Outlines of these workloads, by as many threads as there are cores: nothing is learned of one from another. What is kept of large
+/// ones is used, and kept anew.
+pub fn outlines(learner: Learner<'_>, workloads: &[&Workload], parts: &mut learn::Kept) -> Vec<Outline> {
     /// A thread costs as much as some of them.
     const WORTH_A_THREAD: usize = 64;
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let share = workloads.len().div_ceil(threads).max(WORTH_A_THREAD);
     // Neighbours in the order of names are often alike in size; taken in turn, no thread has all the large ones.
-    let parts = workloads.len().div_ceil(share).max(1);
-    let part = |first: usize| workloads.iter().skip(first).step_by(parts).map(|workload| learner.outline(workload)).collect::<Vec<_>>();
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..parts).map(|first| scope.spawn(move || part(first))).collect();
-        let mut found = part(0);
+    let shares = workloads.len().div_ceil(share).max(1);
+    let mut dealt: Vec<Vec<_>> = (0..shares).map(|_| Vec::new()).collect();
+    for (at, &workload) in workloads.iter().enumerate() {
+        dealt[at % shares].push((workload, parts.take(workload)));
+    }
+    let learn = |share: Vec<(&Workload, Option<learn::Parts>)>| {
+        share.into_iter().map(|(workload, parts)| learner.renew(workload, parts)).collect::<Vec<_>>()
+    };
+    let mut dealt = dealt.into_iter();
+    let own = dealt.next().unwrap_or_default();
+    let found = std::thread::scope(|scope| {
+        let others: Vec<_> = dealt.map(|share| scope.spawn(move || learn(share))).collect();
+        let mut found = learn(own);
         for other in others {
             match other.join() {
                 Ok(outlines) => found.extend(outlines),
@@ -344,5 +356,10 @@ pub fn outlines(learner: Learner<'_>, workloads: &[&Workload]) -> Vec<Outline> {
             }
         }
         found
-    })
+    });
+    let keep = |(outline, kept): (Outline, Option<learn::Parts>)| {
+        kept.into_iter().for_each(|kept| parts.put(outline.workload.clone(), kept));
+        outline
+    };
+    found.into_iter().map(keep).collect()
 }

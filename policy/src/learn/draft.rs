@@ -73,20 +73,39 @@ fn peer_of(endpoint: &Endpoint) -> Option<Peer> {
 }
 
 /// Clients outside by port, with their edges.
-type Clients<'g> = BTreeMap<Ports, BTreeMap<IpAddr, Seen<'g>>>;
+pub(super) type Clients<'g> = BTreeMap<Ports, BTreeMap<IpAddr, Seen<'g>>>;
+
+/// Every edge of a workload and of its one-off runs, in the order of their keys.
+pub(super) fn edges_of<'g>(graph: &'g FlowGraph, workload: &Workload) -> Vec<Seen<'g>> {
+    let mut edges = graph.around(&Endpoint::Workload(workload.clone()));
+    let runs = graph.around(&Endpoint::Run(workload.clone()));
+    if !runs.is_empty() {
+        edges.extend(runs);
+        edges.sort_by(by_key);
+        // An edge between a service and its own one-off run.
+        edges.dedup_by_key(|seen| seen.id);
+    }
+    edges
+}
+
+/// The order of the keys, without making one.
+pub(super) fn by_key(a: &Seen<'_>, b: &Seen<'_>) -> Ordering {
+    let ends = a.from.cmp(b.from).then_with(|| a.to.cmp(b.to));
+    ends.then_with(|| (a.service, a.direction_known).cmp(&(b.service, b.direction_known)))
+}
 
 impl<'g> Read<'g> {
-    /// Reads and drafts; what comes from other sources than the graph is added afterwards.
-    pub(super) fn of(graph: &'g FlowGraph, context: &Context, options: &Options, workload: &Workload) -> Self {
+    /// Reads and drafts these edges, all in the order of their keys; what comes from other sources than the graph is added afterwards.
+    pub(super) fn of(edges: Vec<Seen<'g>>, context: &Context, options: &Options, workload: &Workload) -> Self {
+        let (mut read, clients) = Self::uses(edges, options, workload);
+        read.add_clients(clients, context, options, workload);
+        read.group();
+        read
+    }
+
+    /// Tells use from what is only shown, and apart from both the clients outside: what is proposed for one of them depends on all.
+    pub(super) fn uses(edges: Vec<Seen<'g>>, options: &Options, workload: &Workload) -> (Self, Clients<'g>) {
         let own = Endpoint::Workload(workload.clone());
-        let mut edges = graph.around(&own);
-        let runs = graph.around(&Endpoint::Run(workload.clone()));
-        if !runs.is_empty() {
-            edges.extend(runs);
-            edges.sort_by_cached_key(Seen::key);
-            // An edge between a service and its own one-off run.
-            edges.dedup_by(|a, b| std::ptr::eq(a.evidence, b.evidence));
-        }
         let scan_targets = usize::try_from(options.scan_targets).unwrap_or(usize::MAX);
         let mut read = Self::default();
         let (mut egress, mut clients) = (Vec::new(), Clients::new());
@@ -115,12 +134,20 @@ impl<'g> Read<'g> {
                 }
             }
         }
-        read.add_clients(clients, context, options, workload);
         read.uses.append(&mut egress);
-        // Stable: the edges of one rule stay in the order of their keys. What the graph gives is in order already but for addresses.
-        read.uses.sort_by(|a, b| compare((a.direction, &a.peer, a.ports), (b.direction, &b.peer, b.ports)));
-        read.group();
-        read
+        (read, clients)
+    }
+
+    /// Takes out what came in from addresses outside.
+    pub(super) fn take_from_outside(&mut self) -> impl Iterator<Item = Seen<'g>> {
+        let from_outside = |used: &mut Use<'g>| used.direction == Direction::Ingress && matches!(used.peer, Peer::Outside(_));
+        let taken: Vec<_> = self.uses.extract_if(.., from_outside).collect();
+        taken.into_iter().map(|used| used.seen)
+    }
+
+    /// The edges that speak for a rule so far.
+    pub(super) fn used_for_rules(&self) -> impl Iterator<Item = &Seen<'g>> {
+        self.uses.iter().map(|used| &used.seen)
     }
 
     /// Turns clients outside into uses of rules as wide as the options say.
@@ -148,7 +175,10 @@ impl<'g> Read<'g> {
         }
     }
 
-    fn group(&mut self) {
+    /// Drafts a rule for each direction, peer and ports.
+    pub(super) fn group(&mut self) {
+        // Stable: the edges of one rule stay in the order of their keys. What the graph gives is in order already but for addresses.
+        self.uses.sort_by(|a, b| compare((a.direction, &a.peer, a.ports), (b.direction, &b.peer, b.ports)));
         for (at, Use { direction, peer, ports, origin, .. }) in self.uses.iter().enumerate() {
             match self.drafts.last_mut() {
                 Some(last) if (last.direction, &last.rule.peer, last.rule.ports) == (*direction, peer, *ports) => {
@@ -172,13 +202,9 @@ impl<'g> Read<'g> {
     }
 
     /// Offers the other side of what is approved elsewhere.
-    pub(super) fn add_counterparts(&mut self, halves: &[HalfApproved], workload: &Workload) {
-        for half in halves.iter().filter(|half| half.missing_on() == workload) {
-            let (direction, peer) = match half.missing {
-                Direction::Egress => (Direction::Egress, &half.to),
-                Direction::Ingress => (Direction::Ingress, &half.from),
-            };
-            let peer = Peer::Workload(peer.clone());
+    pub(super) fn add_counterparts<'h>(&mut self, halves: impl IntoIterator<Item = &'h HalfApproved>, workload: &Workload) {
+        for half in halves.into_iter().filter(|half| half.missing_on() == workload) {
+            let (direction, peer) = (half.missing, Peer::Workload(half.peer().clone()));
             match self.find(direction, &peer, half.ports) {
                 Err(at) => self.insert(at, direction, Rule { peer, ports: half.ports, until: half.until }, Origin::Counterpart),
                 // Approved on one side by a person: no longer an attempt that nobody asked for.

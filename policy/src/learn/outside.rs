@@ -40,7 +40,7 @@ pub(crate) struct Choice {
     pub(crate) held_back: bool,
 }
 
-fn private_network(address: IpAddr) -> Option<IpNet> {
+pub(crate) fn private_network(address: IpAddr) -> Option<IpNet> {
     PRIVATE.iter().filter_map(|&(base, length)| IpNet::new(base, length).ok()).find(|net| net.contains(&address))
 }
 
