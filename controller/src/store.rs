@@ -12,6 +12,7 @@
 
 mod edges;
 mod health;
+mod load;
 mod objects;
 mod open;
 mod run;

@@ -9,10 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
-use futures::TryStreamExt;
-use policy::graph::Place;
-use policy::service::Protocol;
-use policy::{EdgeDelta, Endpoint, FlowGraph, Health, Service};
+use policy::{EdgeDelta, Endpoint, Health};
 use sqlx::{Connection, Row as _, Sqlite, SqliteConnection, Transaction};
 
 use super::run::{self, Row, Run};
@@ -74,9 +71,6 @@ fn pieces<T>(mut rest: &[T]) -> impl Iterator<Item = (&'static Statements, &[T])
     })
 }
 
-/// Endpoints by their numbers, with their places in a graph once they are in it.
-type Ends = HashMap<i64, (Endpoint, Option<Place>)>;
-
 impl Store {
     /// Writes one batch, exactly once: a batch that is in the store already changes nothing. When this returns, it is committed.
     ///
@@ -106,48 +100,6 @@ impl Store {
                 .await
                 .map_err(StoreError::database("read what is acknowledged"))?;
         from_db("spool", spool, found.unwrap_or(0))
-    }
-
-    /// The graph of all nodes, merged.
-    ///
-    /// # Errors
-    /// The database says no, or an edge cannot be read.
-    pub async fn load_graph(&self) -> Result<FlowGraph, StoreError> {
-        let fail = || StoreError::database("read the graph");
-        let mut connection = self.inner.pool.acquire().await.map_err(fail())?;
-        let mut ends = Ends::new();
-        let mut rows = sqlx::query("SELECT id, name FROM endpoints").fetch(&mut *connection);
-        while let Some(row) = rows.try_next().await.map_err(fail())? {
-            let (id, name): (i64, String) = (row.try_get(0).map_err(fail())?, row.try_get(1).map_err(fail())?);
-            let endpoint = name.parse().map_err(|e: policy::workload::NotAnEndpoint| StoreError::Unreadable {
-                kind: "endpoint",
-                why: e.to_string(),
-                name,
-            })?;
-            ends.insert(id, (endpoint, None));
-        }
-        drop(rows);
-        let mut graph = FlowGraph::new();
-        // The largest first: most of what the others hold is in it.
-        let mut rows = sqlx::query("SELECT id, node, edges, packed FROM runs ORDER BY edges DESC").fetch(&mut *connection);
-        while let Some(row) = rows.try_next().await.map_err(fail())? {
-            let number = |column: usize| row.try_get::<i64, _>(column).map_err(fail());
-            let (id, node, edges) = (number(0)?, number(1)?, number(2)?);
-            let unreadable = |why: &dyn std::fmt::Display| unreadable(id, why);
-            if graph.is_empty() {
-                graph.reserve(usize::try_from(edges).map_err(|_| unreadable(&"its number of edges is negative"))?);
-            }
-            for edge in run::read(node, edges, row.try_get(3).map_err(fail())?).map_err(|e| unreadable(&e))? {
-                let (Row { client, server, protocol, port, direction_known }, seen) = edge.map_err(|e| unreadable(&e))?;
-                let mut place = |id: i64| {
-                    let (endpoint, place) = ends.get_mut(&id).ok_or_else(|| unreadable(&"an end has no name"))?;
-                    Ok(*place.get_or_insert_with(|| graph.place(endpoint)))
-                };
-                let places = (place(client)?, place(server)?);
-                graph.add_between(places, Service { protocol: Protocol::from_number(protocol), port }, direction_known, seen);
-            }
-        }
-        Ok(graph)
     }
 
     /// What could not be read in the reports of each node, by reason.
