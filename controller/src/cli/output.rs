@@ -1,5 +1,7 @@
 //! What people and scripts get to see: the terminal, colours, tables, failures.
 
+mod plain;
+
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
@@ -185,6 +187,11 @@ impl Terminal {
 
     fn drawn(&self, header: &[&str], rows: Vec<Vec<Text>>, format: Format) -> Vec<String> {
         let width = self.width.filter(|_| format == Format::Table);
+        plain::drawn(header, &rows, width, self.colour).unwrap_or_else(|| self.arranged(header, rows, width))
+    }
+
+    /// A table in which cells may have to be broken, or columns left out.
+    fn arranged(&self, header: &[&str], rows: Vec<Vec<Text>>, width: Option<u16>) -> Vec<String> {
         let kept = width.map_or_else(|| (0..header.len()).collect(), |width| fitting(header, &rows, width));
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header(kept.iter().map(|&column| header[column]));
@@ -208,9 +215,7 @@ impl Terminal {
         for mut row in rows {
             table.add_row(kept.iter().filter_map(|&column| row.get_mut(column).map(|text| Cell::from(std::mem::take(text)))));
         }
-        // Columns are padded to their width; the blanks at the end of a line are in nobody's interest.
-        let trimmed = |line: String| line.trim_end().strip_prefix(' ').unwrap_or(line.trim_end()).to_owned();
-        table.lines().map(trimmed).collect()
+        table.lines().map(|line| trimmed(&line).to_owned()).collect()
     }
 
     /// JSON or YAML.
@@ -237,6 +242,12 @@ impl Terminal {
         io::stdin().read_line(&mut answer).map_err(|e| Failed::new(exit::FAILED, format!("cannot read the answer: {e}"), ""))?;
         Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
+}
+
+/// Columns are padded to their width; the blanks at the end of a line are in nobody's interest.
+fn trimmed(line: &str) -> &str {
+    let line = line.trim_end();
+    line.strip_prefix(' ').unwrap_or(line)
 }
 
 /// Columns that a narrow terminal can do without, the least first; `-o wide` shows them all.
