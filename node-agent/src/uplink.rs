@@ -10,7 +10,7 @@ mod link;
 mod spool;
 
 use crate::chain::chain;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -113,12 +113,21 @@ pub struct Uplink {
 pub struct UplinkHandle {
     desk: Desk,
     flows: Arc<FlowQueue>,
-    report: watch::Sender<Option<Arc<(Inventory, NodeStatus)>>>,
+    report: watch::Sender<Option<Arc<Report>>>,
     said: mpsc::Sender<Said>,
     applied: Arc<Mutex<Option<(String, u64)>>>,
     link: watch::Receiver<Link>,
     trouble: Arc<Mutex<Option<String>>>,
     stop: watch::Sender<bool>,
+}
+
+/// What the node says of itself. Kept for the next session: of a thousand containers no copy is made for it.
+#[derive(Debug)]
+struct Report {
+    inventory: Arc<Inventory>,
+    /// [`Inventory::forwarders`], which are found out by another than who keeps the inventory.
+    forwarders: BTreeSet<String>,
+    status: NodeStatus,
 }
 
 /// Answers on their way up.
@@ -232,9 +241,9 @@ impl UplinkHandle {
         self.flows.push(flow);
     }
 
-    /// The node as it is now; replaces the report before.
-    pub fn report(&self, inventory: Inventory, status: NodeStatus) {
-        self.report.send_replace(Some(Arc::new((inventory, status))));
+    /// The node as it is now, with those who were seen to forward; replaces the report before.
+    pub fn report(&self, inventory: Arc<Inventory>, forwarders: BTreeSet<String>, status: NodeStatus) {
+        self.report.send_replace(Some(Arc::new(Report { inventory, forwarders, status })));
     }
 
     /// What became of a plan: the number of established connections ended, or why it was not applied.

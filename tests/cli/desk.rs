@@ -227,7 +227,7 @@ impl Node {
     }
 
     pub(crate) fn report(&self) {
-        self.handle.report(self.inventory.clone(), self.status.clone());
+        self.handle.report(self.inventory.clone().into(), BTreeSet::new(), self.status.clone());
     }
 
     /// Records what was seen, and waits until the controller has it.

@@ -111,12 +111,19 @@ pub(super) struct Account {
     ports: Growth<(Reason, u32)>,
     /// Whose a port was when it was looked at last: a container may be gone before its packets are counted.
     owners: BTreeMap<u32, Endpoint>,
+    /// The kernel's sums at the last look, of which each row is a part.
+    sums: (BTreeMap<(Reason, u8), u64>, BTreeMap<(Reason, u32), u64>),
     total: BTreeMap<Reason, u64>,
     by: BTreeMap<(String, Reason), u64>,
     between: BTreeMap<(Endpoint, Endpoint, Service, Reason), u64>,
 }
 
 impl Account {
+    /// Whether the kernel counted anything since the last look, or let go of a row.
+    pub(super) fn is_news(&self, counts: &Counts) -> bool {
+        (&counts.total, &counts.ports) != (&self.sums.0, &self.sums.1)
+    }
+
     /// Adds what the kernel counted since the last time. `name` says who is at a place, `behind` whose published port it is.
     pub(super) fn add(
         &mut self,
@@ -126,6 +133,7 @@ impl Account {
         behind: impl Fn(CountedSpot) -> Endpoint,
         owners: BTreeMap<u32, Endpoint>,
     ) {
+        self.sums = (counts.total.clone(), counts.ports.clone());
         for ((reason, port), packets) in self.ports.take(&counts.ports, now) {
             *self.total.entry(reason).or_default() += packets;
             let who = owners.get(&port).or_else(|| self.owners.get(&port)).map_or_else(|| "unknown:".to_owned(), ToString::to_string);
@@ -232,6 +240,18 @@ mod tests {
             [("shop/w10.0.0.1", 330), ("shop/w10.0.0.2", 5)]
         );
         assert_eq!(told.total.values().sum::<u64>(), 335);
+    }
+
+    #[test]
+    fn what_was_looked_at_is_no_news_and_a_packet_more_or_a_row_less_is() {
+        let mut account = Account::default();
+        assert!(!account.is_news(&Counts::default()), "nothing was ever denied");
+        account.add(&counts(&[(1, 53, 100)]), Instant::now(), name, name, BTreeMap::new());
+        assert!(!account.is_news(&counts(&[(1, 53, 100)])));
+        assert!(account.is_news(&counts(&[(1, 53, 101)])));
+        assert!(account.is_news(&Counts::default()));
+        let spoofed = Counts { ports: [((Reason::Spoofed, 9), 1)].into(), ..counts(&[(1, 53, 100)]) };
+        assert!(account.is_news(&spoofed));
     }
 
     #[test]

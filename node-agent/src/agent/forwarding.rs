@@ -10,9 +10,17 @@ use std::fs;
 
 use policy::Inventory;
 
-/// Those that were seen to forward, by container id and process: a container that is started again begins anew.
+/// Containers that are looked at each time at most: the kernel adds up a namespace's counters over all processors when it is asked.
+const AT_ONCE: usize = 16;
+
+/// Those that were seen to forward.
 #[derive(Debug, Default)]
-pub(super) struct Forwarding(BTreeMap<String, u32>);
+pub(super) struct Forwarding {
+    /// By container id and process: a container that is started again begins anew.
+    seen: BTreeMap<String, u32>,
+    /// Who was looked at last.
+    last: String,
+}
 
 impl Forwarding {
     /// Looks again; returns the ids.
@@ -22,13 +30,22 @@ impl Forwarding {
 
     fn look_with(&mut self, inventory: &Inventory, forwarded: impl Fn(u32) -> u64) -> BTreeSet<String> {
         let routers = inventory.containers.values().filter_map(|container| {
-            let legs: BTreeSet<&str> = container.legs.iter().map(|leg| leg.bridge.as_str()).collect();
-            let pid = container.pid.filter(|_| legs.len() + container.elsewhere.len() > 1)?;
-            let again = self.0.get(&container.id) == Some(&pid);
-            (again || forwarded(pid) > 0).then(|| (container.id.clone(), pid))
+            // Of a thousand containers each second: no set is made of the bridges.
+            let (first, legs) = (container.legs.first(), &container.legs);
+            let bridges = first.map_or(0, |first| if legs.iter().any(|leg| leg.bridge != first.bridge) { 2 } else { 1 });
+            let pid = container.pid.filter(|_| bridges + container.elsewhere.len() > 1)?;
+            Some((&container.id, pid))
         });
-        self.0 = routers.collect();
-        self.0.keys().cloned().collect()
+        let (known, others): (Vec<_>, Vec<_>) = routers.partition(|(id, pid)| self.seen.get(*id) == Some(pid));
+        // In turn: many at once would take longer than all else that is done each second.
+        let begin = others.partition_point(|(id, _)| **id <= self.last);
+        let turn: Vec<_> = others.iter().cycle().skip(begin).take(AT_ONCE.min(others.len())).copied().collect();
+        if let Some((last, _)) = turn.last() {
+            self.last.clone_from(last);
+        }
+        let found = turn.into_iter().filter(|(_, pid)| forwarded(*pid) > 0);
+        self.seen = known.into_iter().chain(found).map(|(id, pid)| (id.clone(), pid)).collect();
+        self.seen.keys().cloned().collect()
     }
 }
 
@@ -53,10 +70,59 @@ fn of_ipv6(snmp6: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use policy::Workload;
+    use policy::inventory::{Container, Leg};
+
     use super::*;
 
     const SNMP: &str = "Ip: Forwarding DefaultTTL InReceives InHdrErrors InAddrErrors ForwDatagrams InUnknownProtos\n\
                         Ip: 1 64 4711 0 1 42 0\nIcmp: InMsgs\nIcmp: 7\n";
+
+    fn router(n: u32) -> Container {
+        let leg = |bridge: &str| Leg {
+            network: bridge.to_owned(),
+            bridge: bridge.to_owned(),
+            port: None,
+            mac: [2, 0, 0, 0, 0, 1],
+            addresses: BTreeSet::new(),
+        };
+        Container {
+            id: format!("{n:04}"),
+            name: String::new(),
+            workload: Workload::new("shop", "web"),
+            one_off: false,
+            engine_named: false,
+            image: String::new(),
+            labels: BTreeMap::new(),
+            pid: Some(n),
+            legs: vec![leg("br-a"), leg("br-b")],
+            elsewhere: Vec::new(),
+            published: Vec::new(),
+            resolvers: Vec::new(),
+            members: Vec::new(),
+            unmanaged: BTreeSet::new(),
+        }
+    }
+
+    #[test]
+    fn of_many_containers_each_is_looked_at_in_its_turn_and_who_was_found_stays() {
+        let containers = (1..=40).map(router).map(|container| (container.id.clone(), container)).collect();
+        let inventory = Inventory { containers, ..Inventory::default() };
+        let mut forwarding = Forwarding::default();
+        let asked = std::cell::Cell::new(0);
+        let mut look = || {
+            asked.set(0);
+            forwarding.look_with(&inventory, |pid| {
+                asked.set(asked.get() + 1);
+                u64::from(pid == 3 || pid == 40)
+            })
+        };
+        let (third, last) = ("0003".to_owned(), "0040".to_owned());
+        let looks: Vec<_> = (0..3).map(|_| look()).collect();
+        assert_eq!(looks, [[third.clone()].into(), [third.clone()].into(), BTreeSet::from([third, last])]);
+        assert_eq!(asked.get(), AT_ONCE);
+        assert_eq!(look().len(), 2);
+    }
 
     #[test]
     fn what_was_forwarded_is_read_by_its_name() {

@@ -15,7 +15,7 @@ use policy::evaluate::{Connection, Scene};
 use policy::graph::{EdgeDelta, FlowGraph};
 use policy::plan::NodePlan;
 use policy::status::{NodeStatus, Preview};
-use policy::{Flow, FlowOutcome, Health, Inventory, PolicySet, Workload, bind, evaluate};
+use policy::{Flow, FlowOutcome, Health, PolicySet, Workload, bind, evaluate};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -47,8 +47,9 @@ const PULSE: Duration = Duration::from_secs(1);
 const HEALTH_EVERY: i64 = 10;
 /// Seconds after the start during which health is told with every pulse, for whoever is watching.
 const EAGER_FOR: i64 = 60;
-/// A report is sent when something changed, and after this time for the counters' sake.
-const REPORT_ANYWAY_AFTER: Duration = Duration::from_secs(10);
+/// A report is sent when something changed. For the sake of counters that moved it goes again after this time, and after so much for
+/// each container: it names them all.
+const REPORT_ANYWAY_AFTER: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(50));
 /// The agent's unit is ordered before the engine's: it must be ready without an engine too, with what it has on disk.
 const READY_WITHOUT_ENGINE_AFTER: Duration = Duration::from_secs(2);
 /// How long until a port is tried again whose MAC address is also somebody else's.
@@ -159,7 +160,10 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
 /// What the controller was told last.
 struct Reported {
     snapshot: Arc<Snapshot>,
+    /// The status without counters.
     news: NodeStatus,
+    /// Events, and what the connection table held.
+    counters: (u64, (u64, u64)),
     at: Instant,
 }
 
@@ -188,6 +192,8 @@ struct Work {
     due: Vec<held::Due>,
     /// What was denied, and when it was last looked at.
     denied: denied::Account,
+    /// The inventory of that look.
+    denied_in: Option<Arc<Snapshot>>,
     /// Containers that are routers.
     forwarding: Forwarding,
     graph: FlowGraph,
@@ -251,6 +257,7 @@ impl Work {
             unsaved: false,
             due: Vec::new(),
             denied: denied::Account::default(),
+            denied_in: None,
             forwarding: Forwarding::default(),
             graph: FlowGraph::new(),
             alarms,
@@ -287,12 +294,21 @@ impl Work {
         if !self.written {
             return;
         }
-        let counted = self.enforcer.counts().map_err(|e| chain(&e));
-        let names = enforce::Links::read().map(|links| links.names()).map_err(|e| e.to_string());
-        let (counts, names) = match (counted, names) {
-            (Ok(counts), Ok(names)) => (counts, names),
-            (Err(error), _) | (_, Err(error)) => return self.alarm(format!("denied packets cannot be counted: {error}")),
+        let counts = match self.enforcer.counts() {
+            Ok(counts) => counts,
+            Err(error) => return self.alarm(format!("denied packets cannot be counted: {}", chain(&error))),
         };
+        // Mostly nothing was denied, and nobody came or went: with a thousand containers to list their ports and to say whose each is
+        // takes longer than all else.
+        let seen = self.denied_in.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &self.snapshot));
+        if seen && !self.denied.is_news(&counts) {
+            return;
+        }
+        let names = match enforce::Links::read() {
+            Ok(links) => links.names(),
+            Err(error) => return self.alarm(format!("denied packets cannot be counted: {error}")),
+        };
+        self.denied_in = Some(Arc::clone(&self.snapshot));
         let (inventory, leases) = (&self.snapshot.inventory, &self.snapshot.leases);
         let name = |spot| denied::name(spot, inventory, leases, &names, now);
         let owners = denied::ports(inventory, &names);
@@ -430,7 +446,7 @@ impl Work {
             self.alarm("the connection table runs full: nothing is tracked for learning alone until a fifth of it is free. Raise net.netfilter.nf_conntrack_max".to_owned());
         }
         let forwarders = self.forwarding.look(&self.snapshot.inventory);
-        let status = NodeStatus {
+        let mut status = NodeStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             since: Some(self.since),
             networks: account::networks(&self.snapshot.inventory, self.binding.ruleset(), self.failing.as_deref()),
@@ -462,13 +478,19 @@ impl Work {
             return;
         }
         // Counters alone are no news; they go along now and then.
-        let news = NodeStatus { events: 0, conntrack: (0, 0), ..status.clone() };
+        let counters = (std::mem::take(&mut status.events), std::mem::take(&mut status.conntrack));
+        let containers = u32::try_from(self.snapshot.inventory.containers.len()).unwrap_or(u32::MAX);
+        let anyway = REPORT_ANYWAY_AFTER.0.max(REPORT_ANYWAY_AFTER.1.saturating_mul(containers));
         let same = self.reported.as_ref().is_some_and(|reported| {
-            Arc::ptr_eq(&reported.snapshot, &self.snapshot) && reported.news == news && reported.at.elapsed() < REPORT_ANYWAY_AFTER
+            Arc::ptr_eq(&reported.snapshot, &self.snapshot)
+                && reported.news == status
+                && (reported.counters == counters || reported.at.elapsed() < anyway)
         });
         if !same {
-            self.uplink.report(Inventory { forwarders, ..(*self.snapshot.inventory).clone() }, status);
-            self.reported = Some(Reported { snapshot: self.snapshot.clone(), news, at: Instant::now() });
+            let (events, conntrack) = counters;
+            let told = NodeStatus { events, conntrack, ..status.clone() };
+            self.uplink.report(Arc::clone(&self.snapshot.inventory), forwarders, told);
+            self.reported = Some(Reported { snapshot: self.snapshot.clone(), news: status, counters, at: Instant::now() });
         }
     }
 }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use bollard::errors::Error as EngineError;
 use bollard::models::EventMessage;
-use futures::{Stream, StreamExt};
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt, Stream, StreamExt};
 use jiff::Timestamp;
 use policy::lease::LeaseBook;
 use tokio::sync::watch;
@@ -30,6 +31,12 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 const DETAILS: Duration = Duration::from_secs(1);
 /// A port is on its bridge before the engine tells whose it is; after this long it is nobody's that we know.
 const UNCLAIMED: Duration = Duration::from_secs(5);
+/// Inspects of a listing under way at the same time: each is a connection with buffers of its own, and a thousand of them are memory that
+/// is kept. More than a machine that boots has starting containers, whose inspects wait.
+const ABREAST: usize = 64;
+/// Of the containers that a regular listing shows as they were, so many are inspected, or one in so many if that is more: what only
+/// inspect tells changes without an event only where the engine itself does.
+const AGAIN: (usize, usize) = (64, 8);
 /// Events taken at once: a `compose up` of fifty containers is some four hundred.
 const BATCH: usize = 64;
 
@@ -44,6 +51,9 @@ enum SessionError {
     Broke(#[source] EngineError),
 }
 
+/// What inspect told of a container.
+type Answer = (String, Result<Option<Details>, EngineError>);
+
 /// Owner of everything that was told.
 pub(crate) struct Task {
     options: Options,
@@ -55,7 +65,13 @@ pub(crate) struct Task {
     blind: Option<String>,
     /// What was listed before this moment holds all that happened before it.
     synced: Timestamp,
-    asked: JoinSet<(String, Result<Option<Details>, EngineError>)>,
+    asked: JoinSet<Answer>,
+    /// Inspects of a listing, which come after those of events.
+    listed: BoxStream<'static, Answer>,
+    /// The container that a regular listing inspected last.
+    inspected: String,
+    /// The engine was reloaded: what it told of all is to be told again.
+    reloaded: bool,
     unclaimed: BTreeMap<String, Timestamp>,
     joins: Joins,
     sender: watch::Sender<Arc<Snapshot>>,
@@ -74,6 +90,9 @@ impl Task {
             blind,
             synced: Timestamp::MIN,
             asked: JoinSet::new(),
+            listed: stream::empty().boxed(),
+            inspected: String::new(),
+            reloaded: false,
             unclaimed: BTreeMap::new(),
             joins: Joins::default(),
             sender,
@@ -120,7 +139,7 @@ impl Task {
         // The stream begins to be asked for when it is first read; `since` is what makes it whole.
         let events = std::pin::pin!(engine.events(since).ready_chunks(BATCH));
         let before = std::mem::replace(&mut self.about, engine.about().await?);
-        if let Err(error) = self.resync(&engine).await {
+        if let Err(error) = self.resync(&engine, Inspect::All).await {
             // Nothing was listed: to have an engine without containers must not be told.
             self.about = before;
             return Err(error);
@@ -151,10 +170,19 @@ impl Task {
                     }
                 }
                 Some(answer) = self.asked.join_next(), if !self.asked.is_empty() => {
-                    // A listing asks about every container: what has come is taken at once, and mostly is what was known.
                     let mut news = self.answered(answer);
                     while let Some(answer) = self.asked.try_join_next() {
                         news |= self.answered(answer);
+                    }
+                    if news {
+                        self.publish();
+                    }
+                }
+                Some(answer) = self.listed.next() => {
+                    // What has come is taken at once, and mostly is what was known.
+                    let mut news = self.answered(Ok(answer));
+                    while let Some(Some(answer)) = self.listed.next().now_or_never() {
+                        news |= self.answered(Ok(answer));
                     }
                     if news {
                         self.publish();
@@ -167,9 +195,8 @@ impl Task {
                     self.links_moved();
                 }
                 _ = resync.tick() => {
-                    let before = self.facts.clone();
-                    self.resync(engine).await?;
-                    if before != self.facts {
+                    let inspect = if std::mem::take(&mut self.reloaded) { Inspect::All } else { Inspect::Some };
+                    if self.resync(engine, inspect).await? {
                         info!("a full listing found what no event had told");
                     }
                     self.publish();
@@ -181,32 +208,57 @@ impl Task {
         }
     }
 
-    /// Lists everything anew.
-    async fn resync(&mut self, engine: &Engine) -> Result<(), SessionError> {
+    /// Lists everything anew; whether that is anything new.
+    async fn resync(&mut self, engine: &Engine, inspect: Inspect) -> Result<bool, SessionError> {
         let started = Timestamp::now();
         let (networks, mut containers) = tokio::try_join!(engine.networks(), engine.containers(&[]))?;
         for (id, fact) in &mut containers {
             keep_details(fact, self.facts.containers.get(id));
         }
+        // Ports, resolvers and process ids change without an event where the engine reloads or restarts.
+        let running = containers.iter().filter(|(_, fact)| fact.running);
+        let due = match inspect {
+            Inspect::All => running.map(|(id, _)| id.clone()).collect(),
+            Inspect::Some => {
+                let as_it_was = |id: &String, fact| self.facts.containers.get(id) == Some(fact) && fact.details.is_some();
+                let (known, news): (Vec<_>, Vec<_>) = running.partition(|(id, fact)| as_it_was(id, *fact));
+                let known: Vec<&String> = known.into_iter().map(|(id, _)| id).collect();
+                let again = next_of(&known, &self.inspected, AGAIN.0.max(known.len().div_ceil(AGAIN.1)));
+                if let Some(last) = again.last() {
+                    self.inspected.clone_from(last);
+                }
+                news.into_iter().map(|(id, _)| id.clone()).chain(again).collect()
+            }
+        };
+        let news = self.facts.networks != networks || self.facts.containers != containers;
         self.facts.networks = networks;
         self.facts.containers = containers;
         self.synced = started;
         self.facts.userland_proxy = self.about.userland_proxy;
         self.facts.engine_unmanaged.clone_from(&self.about.unmanaged);
-        // Ports, resolvers and process ids change without an event where the engine reloads or restarts.
-        let running: Vec<String> = self.facts.containers.iter().filter(|(_, fact)| fact.running).map(|(id, _)| id.clone()).collect();
-        for id in running {
-            self.ask(engine, id);
-        }
-        Ok(())
+        self.inspect(engine, due);
+        Ok(news)
+    }
+
+    /// Asks about these, some at a time. An earlier listing, which mostly is done by then, is given up: the rest comes in its turn.
+    fn inspect(&mut self, engine: &Engine, due: Vec<String>) {
+        let (engine, configured) = (engine.clone(), self.about.configured.clone());
+        let one = move |id: String| {
+            let (engine, configured) = (engine.clone(), configured.clone());
+            async move {
+                let answer = engine.details(&id, &configured).await;
+                (id, answer)
+            }
+        };
+        self.listed = stream::iter(due).map(one).buffer_unordered(ABREAST).boxed();
     }
 
     /// Waits for what only inspect tells, so that the first thing said of running containers is whole: without their published ports
     /// the doors that are open would close for a moment.
     async fn all_details(&mut self) {
         let _ = tokio::time::timeout(DETAILS, async {
-            while let Some(answer) = self.asked.join_next().await {
-                self.answered(answer);
+            while let Some(answer) = self.listed.next().await {
+                self.answered(Ok(answer));
             }
         })
         .await;
@@ -221,7 +273,7 @@ impl Task {
     }
 
     /// Whether it says anything new.
-    fn answered(&mut self, answer: Result<(String, Result<Option<Details>, EngineError>), tokio::task::JoinError>) -> bool {
+    fn answered(&mut self, answer: Result<Answer, tokio::task::JoinError>) -> bool {
         match answer {
             Ok((id, Ok(Some(details)))) => {
                 let fact = self.facts.containers.get_mut(&id).filter(|fact| fact.running);
@@ -246,7 +298,7 @@ impl Task {
         if went_back(self.synced, Timestamp::now()) {
             // By the clock of now everything that happens lies before the listing, and would be left out until the next one.
             warn!("the clock was put back; everything is listed anew");
-            self.resync(engine).await?;
+            self.resync(engine, Inspect::All).await?;
             self.publish();
         }
         let mut changes = Vec::new();
@@ -263,7 +315,7 @@ impl Task {
         if changes.is_empty() {
             return Ok(broken);
         }
-        let told = self.look_up(engine, &changes).await?;
+        let told = Self::look_up(&self.facts.containers, engine, &changes).await?;
         let told_at = Instant::now();
         debug!(events = changes.len(), networks = told.networks.len(), "the engine answered");
         for (id, mut fact) in told.containers {
@@ -282,9 +334,13 @@ impl Task {
     }
 
     /// Asks once for all that the changes need: networks somebody joined, containers not known yet. Both at the same time.
-    async fn look_up(&self, engine: &Engine, changes: &[(Timestamp, Change)]) -> Result<Told, SessionError> {
+    async fn look_up(
+        known: &BTreeMap<String, ContainerFact>,
+        engine: &Engine,
+        changes: &[(Timestamp, Change)],
+    ) -> Result<Told, SessionError> {
         let (mut networks, mut containers) = (BTreeSet::new(), BTreeSet::new());
-        let unknown = |id: &String| !self.facts.containers.contains_key(id);
+        let unknown = |id: &String| !known.contains_key(id);
         for (_, change) in changes {
             match change {
                 Change::Connect { network, container } => {
@@ -355,6 +411,7 @@ impl Task {
             Change::NetworkGone(network) => drop(self.facts.networks.remove(&network)),
             Change::Reload => {
                 self.about = engine.about().await?;
+                self.reloaded = true;
                 self.facts.userland_proxy = self.about.userland_proxy;
             }
         }
@@ -422,6 +479,20 @@ impl Task {
     }
 }
 
+/// Which of the containers that run a listing inspects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inspect {
+    All,
+    /// Those that are not as they were, and a share of the rest in turn.
+    Some,
+}
+
+/// So many of these, which are in order, from the first behind `last` on and around.
+fn next_of(ids: &[&String], last: &str, most: usize) -> Vec<String> {
+    let begin = ids.partition_point(|id| id.as_str() <= last);
+    ids.iter().cycle().skip(begin).take(most.min(ids.len())).map(|id| (*id).clone()).collect()
+}
+
 /// Whether the wall clock, by which the engine tells the time of events, was put back since the last listing.
 fn went_back(synced: Timestamp, now: Timestamp) -> bool {
     now < synced
@@ -450,6 +521,18 @@ pub(crate) fn read_any(json: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn regular_listings_inspect_everybody_in_turn_and_nobody_twice_at_once() {
+        let ids: Vec<String> = (0..10).map(|n| n.to_string()).collect();
+        let ids: Vec<&String> = ids.iter().collect();
+        assert_eq!(next_of(&ids, "", 4), ["0", "1", "2", "3"]);
+        assert_eq!(next_of(&ids, "3", 4), ["4", "5", "6", "7"]);
+        assert_eq!(next_of(&ids, "7", 4), ["8", "9", "0", "1"], "around");
+        assert_eq!(next_of(&ids, "55", 2), ["6", "7"], "the last one may be gone");
+        assert_eq!(next_of(&ids, "9", 64).len(), 10);
+        assert!(next_of(&[], "9", 64).is_empty());
+    }
 
     #[test]
     fn a_clock_that_was_put_back_is_noticed_and_one_that_goes_on_is_not() {

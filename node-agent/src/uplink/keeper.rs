@@ -129,6 +129,7 @@ pub(super) struct Keeper {
 impl Keeper {
     /// Works until it is told to stop, or until nobody can ask any more.
     pub(super) fn run(mut self) {
+        crate::priority::wait_as_all_do();
         let mut next = Instant::now() + self.every;
         loop {
             match self.commands.recv_timeout(next.saturating_duration_since(Instant::now())) {

@@ -1,5 +1,6 @@
 //! Dialling, and one session after the other.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +8,6 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use nix::unistd::Uid;
-use policy::status::NodeStatus;
 use policy::wire::{self, from_agent, from_controller, question};
 use policy::{Inventory, NodePlan};
 use tokio::net::UnixStream;
@@ -19,7 +19,7 @@ use tower::service_fn;
 use tracing::{info, warn};
 
 use super::keeper::{Command, Desk, Introduction};
-use super::{FlowQueue, Link, Options, Order, Said, SpoolError, chain};
+use super::{FlowQueue, Link, Options, Order, Report, Said, SpoolError, chain};
 use crate::wire::node_client::NodeClient;
 
 /// Batches that are sent before the first of them is acknowledged: enough to keep the store busy, few enough to keep memory flat.
@@ -73,7 +73,7 @@ pub(super) struct Dialler {
     pub(super) desk: Desk,
     pub(super) news: Arc<Notify>,
     pub(super) flows: Arc<FlowQueue>,
-    pub(super) reports: watch::Receiver<Option<Arc<(Inventory, NodeStatus)>>>,
+    pub(super) reports: watch::Receiver<Option<Arc<Report>>>,
     pub(super) said: mpsc::Receiver<Said>,
     pub(super) orders: mpsc::Sender<Order>,
     pub(super) applied: Arc<Mutex<Option<(String, u64)>>>,
@@ -321,8 +321,12 @@ fn said_body(said: Said) -> from_agent::Body {
     }
 }
 
-fn report_body((inventory, status): &(Inventory, NodeStatus)) -> Option<from_agent::Body> {
-    let written = wire::write_json("inventory", inventory).and_then(|inventory| Ok((inventory, wire::write_json("status", status)?)));
+fn report_body(Report { inventory, forwarders, status }: &Report) -> Option<from_agent::Body> {
+    let inventory = match forwarders.is_empty() {
+        true => Cow::Borrowed(&**inventory),
+        false => Cow::Owned(Inventory { forwarders: forwarders.clone(), ..(**inventory).clone() }),
+    };
+    let written = wire::write_json("inventory", &*inventory).and_then(|inventory| Ok((inventory, wire::write_json("status", status)?)));
     match written {
         Ok((inventory, status)) => Some(from_agent::Body::Report(wire::Report { inventory, status })),
         Err(e) => {
