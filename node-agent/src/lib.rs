@@ -10,6 +10,7 @@ pub mod inventory;
 pub mod netns;
 pub mod observe;
 pub mod preflight;
+mod priority;
 pub mod proxy;
 pub mod uplink;
 

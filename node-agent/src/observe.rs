@@ -27,6 +27,7 @@ mod listening;
 pub mod netfilter;
 pub mod nflog;
 mod reader;
+mod ring;
 mod room;
 pub mod switches;
 pub mod table;
@@ -38,12 +39,15 @@ pub use switches::Originals;
 
 use links::Links;
 use reader::{Outlet, Reader};
+use ring::Ring;
 use switches::{Keep, SwitchError};
 use table::{Table, TableError};
 use worker::Worker;
 
 /// Batches between the two threads; beyond that the kernel's buffer fills, and what it can't hold is counted as lost.
 const BATCHES: usize = 256;
+/// Emptied ones that are kept: more lie about only after a burst, some 200 kB each when full.
+const SPARE: usize = 16;
 /// Batches of facts on their way to the agent, each of what one batch of events came to; beyond that the observer waits for it.
 const FACTS: usize = 64;
 
@@ -175,13 +179,15 @@ impl Observer {
                 .map_err(failed("make an event"))?,
         );
         let (batches, taken) = sync_channel(BATCHES);
-        let (emptied, spare) = sync_channel(BATCHES);
+        let batches = Arc::new(batches);
+        let (emptied, spare) = sync_channel(SPARE);
         let (facts, receiver) = mpsc::channel(FACTS);
         let (kept, originals_seen) = watch::channel(originals.clone());
         let account = Arc::new(Mutex::new(Account { since: Some(since), blind: blind.clone(), ..Account::default() }));
         let stays = Arc::new(AtomicBool::new(false));
         let worker = Worker::new(worker::Parts {
             stays: Arc::clone(&stays),
+            ring: Ring::of(&batches, &snapshots, &filtered),
             batches: taken,
             emptied,
             facts,
@@ -200,6 +206,10 @@ impl Observer {
             switched_off,
         });
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            let body = || {
+                crate::priority::wait_as_all_do();
+                body();
+            };
             thread::Builder::new().name(name.to_owned()).spawn(body).map_err(failed("start a thread"))
         };
         let told = Arc::clone(&stop);

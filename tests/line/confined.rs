@@ -1,6 +1,7 @@
 //! What the running agent and its filter may do: nothing that they don't need. Needs root and an engine.
 
-use std::process::Stdio;
+use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lab::{Host, eventually, limit, needs_engine};
@@ -58,5 +59,58 @@ fn the_agent_holds_one_capability_its_filter_none_and_a_second_agent_is_told_who
     let said = String::from_utf8_lossy(&told.stderr);
     assert_eq!(told.status.code(), Some(3), "{said}");
     assert!(said.contains(&format!("another agent (pid {agent})")), "{said}");
+    host.bulkhead(["down", "--yes", "--purge"]);
+}
+
+/// Threads of a process by name, each with its `nice` (proc_pid_stat(5), field 19).
+fn priorities(pid: i32) -> BTreeSet<(String, i32)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+    let read = |stat: String| {
+        let (name, rest) = stat.split_once('(').unwrap().1.rsplit_once(')').unwrap();
+        (name.to_owned(), rest.split_whitespace().nth(16).unwrap().parse().unwrap())
+    };
+    stats.map(read).collect()
+}
+
+#[test]
+fn what_a_container_that_joins_waits_for_goes_first_and_what_learns_waits_as_all_do() {
+    let _limit = limit(Duration::from_secs(120));
+    let engine = needs_engine!();
+    let host = Host::on(&engine);
+    host.bulkhead(["up", "-d"]);
+    let agent = agent(&host).unwrap();
+    let filter = descendants(supervisor(&host)).into_iter().find(|(_, words)| words.contains("engine-filter")).unwrap().0;
+    let learns = |name: &str| name.starts_with("observe-") || name == "spool";
+    eventually(PATIENCE, || {
+        let threads = priorities(agent);
+        let as_meant = threads.iter().all(|(name, nice)| *nice == if learns(name) { 0 } else { -15 });
+        let learn = threads.iter().filter(|(name, _)| learns(name)).count();
+        if as_meant && learn == 3 { Ok(()) } else { Err(format!("{threads:?}")) }
+    });
+    assert!(priorities(filter).iter().all(|(_, nice)| *nice == -15), "the engine's answers come by the filter");
+    let spared = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().to_owned();
+    assert_eq!([spared(agent), spared(filter)], ["-500", "-500"]);
+    host.bulkhead(["down", "--yes", "--purge"]);
+}
+
+#[test]
+fn an_agent_that_may_not_go_first_says_so_and_works_all_the_same() {
+    let _limit = limit(Duration::from_secs(120));
+    let engine = needs_engine!();
+    let host = Host::on(&engine);
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-sys_nice,-sys_resource"]).arg(host.program("bulkhead"));
+    let alike = host.command("bulkhead");
+    command.envs(alike.get_envs().filter_map(|(name, value)| Some((name, value?)))).args(alike.get_args()).args(["up", "-d"]);
+    engine.netns.check(&mut command);
+    let threads = priorities(agent(&host).unwrap());
+    assert!(threads.iter().all(|(_, nice)| *nice == 0), "{threads:?}");
+    let log = std::fs::read_to_string(host.state_dir.join("bulkhead.log")).unwrap_or_default();
+    assert!(log.contains("runs at the ordinary priority") && log.contains("is not spared"), "{log}");
+    eventually(PATIENCE, || {
+        let status = host.bulkhead(["status"]);
+        if status.contains(" connected") && !status.contains("blind") { Ok(()) } else { Err(status) }
+    });
     host.bulkhead(["down", "--yes", "--purge"]);
 }

@@ -58,6 +58,12 @@ fn agent_unit(program: &Path, places: &Places, flags: &AgentFlags) -> String {
          # The socket that owns the tables, for the next agent.\n\
          FileDescriptorStoreMax=4\n\
          Environment=FDSTORE=4\n\
+         # A container that joins a guarded network gets nothing through until it is bound. The first counts within a control group, the\n\
+         # second among them; what the agent learns with goes back by itself.\n\
+         Nice=-15\n\
+         CPUWeight=1000\n\
+         # As the engine.\n\
+         OOMScoreAdjust=-500\n\
          # Further than this the agent confines itself; the second one it needs for that.\n\
          CapabilityBoundingSet=CAP_NET_ADMIN CAP_SETPCAP{more}\n\
          NoNewPrivileges=yes\n\
@@ -229,6 +235,9 @@ mod tests {
             "CapabilityBoundingSet=CAP_NET_ADMIN CAP_SETPCAP",
             "NoNewPrivileges=yes",
             "SupplementaryGroups=bulkhead",
+            "Nice=-15",
+            "CPUWeight=1000",
+            "OOMScoreAdjust=-500",
         ] {
             assert!(plain.lines().any(|found| found == line), "{line}: {plain}");
         }

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use crate::confine;
 use crate::inventory::endpoint::{self, EngineAddress, Environment};
 use crate::netns;
+use crate::priority;
 
 use super::{AgentError, Options, block_on, die_with_the_supervisor, io_at, owner, work};
 
@@ -45,6 +46,7 @@ pub fn start(options: Options) -> Result<(), AgentError> {
         engine_roots: crate::inventory::data_roots(),
         metrics: options.metrics.map(|address| address.port()),
     };
+    priority::go_first();
     let unconfined = confine::agent(&needs)?;
     block_on(work::run(options, Begun { owning, engine, unconfined }))?
 }

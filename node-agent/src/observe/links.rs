@@ -13,7 +13,7 @@ use netlink_sys::{Socket, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 /// `RTNLGRP_LINK`.
-const GROUP: u32 = 1;
+pub(super) const GROUP: u32 = 1;
 /// The kernel's messages about one link have some 2 KiB, a dump 32 KiB each.
 const RECEIVE: usize = 64 * 1024;
 /// Removed interfaces whose names are still known: a connection may outlive its bridge.

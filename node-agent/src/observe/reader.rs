@@ -8,13 +8,14 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use netlink_sys::Socket;
-use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
@@ -23,6 +24,7 @@ use policy::attribute::Denial;
 use policy::track::{Entry, Kind};
 
 use super::conntrack::{self, GROUP_DESTROY, GROUP_NEW, GROUP_UPDATE};
+use super::links;
 use super::netfilter::Channel;
 use super::nflog;
 
@@ -55,7 +57,7 @@ pub(super) struct Batch {
 /// The way to whoever takes the batches, and back.
 #[derive(Debug)]
 pub(super) struct Outlet {
-    pub(super) batches: SyncSender<Batch>,
+    pub(super) batches: Arc<SyncSender<Batch>>,
     /// What batches were held in, to be filled again: no memory is asked for while much happens.
     pub(super) spare: Receiver<Vec<(Kind, Entry)>>,
 }
@@ -67,6 +69,11 @@ impl Outlet {
 }
 
 impl Batch {
+    /// Nothing was read: whoever takes it is to look around.
+    pub(super) fn none() -> Self {
+        Self::new(Vec::new())
+    }
+
     fn new(events: Vec<(Kind, Entry)>) -> Self {
         Self {
             read_at: Timestamp::now(),
@@ -79,7 +86,7 @@ impl Batch {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.events.is_empty()
             && self.denials.is_empty()
             && self.skipped.is_empty()
@@ -125,6 +132,8 @@ fn drops(socket: &Socket) -> Option<u32> {
 pub(super) struct Reader {
     events: Source,
     records: Option<Source>,
+    /// Something is new about an interface: what, others read for themselves.
+    notices: Socket,
 }
 
 impl Reader {
@@ -139,7 +148,12 @@ impl Reader {
             socket.add_membership(group)?;
         }
         socket.set_non_blocking(true)?;
-        Ok(Self { events: Source { socket, dropped: 0 }, records: None })
+        let mut notices = Socket::new(NETLINK_ROUTE)?;
+        notices.bind_auto()?;
+        notices.set_no_enobufs(true)?;
+        notices.add_membership(links::GROUP)?;
+        notices.set_non_blocking(true)?;
+        Ok(Self { events: Source { socket, dropped: 0 }, records: None, notices })
     }
 
     /// Listens to the filter's records too.
@@ -172,6 +186,10 @@ impl Reader {
             if !batch.is_empty() && outlet.batches.send(batch).is_err() || failed {
                 return;
             }
+            // A bridge's switch may be off.
+            if self.noticed(&mut buffer) && outlet.batches.send(Batch::none()).is_err() {
+                return;
+            }
             if busy {
                 thread::sleep(PAUSE);
             }
@@ -184,13 +202,23 @@ impl Reader {
 
     /// True: stop.
     fn wait(&self, stop: &EventFd, timeout: PollTimeout) -> bool {
-        let mut waited = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(self.events.socket.as_fd(), PollFlags::POLLIN)];
-        waited.extend(self.records.iter().map(|records| PollFd::new(records.socket.as_fd(), PollFlags::POLLIN)));
+        let mut waited = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        let sockets = [&self.events.socket, &self.notices].into_iter().chain(self.records.iter().map(|records| &records.socket));
+        waited.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
         match poll(&mut waited, timeout) {
             Ok(_) => waited[0].any().unwrap_or(true),
             Err(Errno::EINTR) => false,
             Err(_) => true,
         }
+    }
+
+    /// Whether anything is new about an interface.
+    fn noticed(&self, buffer: &mut Vec<u8>) -> bool {
+        let mut any = false;
+        while receive(&self.notices, buffer).unwrap_or(false) {
+            any = true;
+        }
+        any
     }
 
     fn drain(&mut self, datagrams: &mut Datagrams, buffer: &mut Vec<u8>, batch: &mut Batch, outlet: &Outlet) -> io::Result<usize> {

@@ -2,8 +2,10 @@
 //! that lead a bridge's packets through the inet hooks. How they were before is data, so that it can be put back after a crash.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
@@ -223,7 +225,35 @@ impl Originals {
     }
 }
 
-/// Connections in the kernel's table, and how many there may be.
-pub fn room() -> Option<(u64, u64)> {
-    Some((read("nf_conntrack_count").ok()?.parse().ok()?, read("nf_conntrack_max").ok()?.parse().ok()?))
+/// What is looked at some times a second: files that stay open, in the network namespace of the thread that opened them. To open one
+/// costs more than to read it.
+#[derive(Debug)]
+pub(super) struct Gauges {
+    sysctls: Vec<(File, &'static str)>,
+    count: File,
+    most: File,
+}
+
+impl Gauges {
+    pub(super) fn open() -> io::Result<Self> {
+        let open = |name: &str| File::open(Path::new(ROOT).join(name));
+        let sysctls = WANTED.into_iter().map(|(name, value)| Ok((open(name)?, value))).collect::<io::Result<_>>()?;
+        Ok(Self { sysctls, count: open("nf_conntrack_count")?, most: open("nf_conntrack_max")? })
+    }
+
+    /// Whether every sysctl is as it should be. One that can't be read is not: whoever asks finds out why.
+    pub(super) fn are_on(&self) -> bool {
+        self.sysctls.iter().all(|(file, wanted)| value(file).is_some_and(|found| found.to_string() == *wanted))
+    }
+
+    /// Connections in the kernel's table, and how many there may be.
+    pub(super) fn room(&self) -> Option<(u64, u64)> {
+        Some((value(&self.count)?, value(&self.most)?))
+    }
+}
+
+fn value(file: &File) -> Option<u64> {
+    let mut text = [0; 24];
+    let length = file.read_at(&mut text, 0).ok()?;
+    std::str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
 }

@@ -126,6 +126,8 @@ pub enum TableError {
 pub struct Table {
     channel: Channel,
     features: Features,
+    /// We took it out ourselves.
+    lifted: bool,
 }
 
 fn kind(message: u16) -> u16 {
@@ -147,7 +149,7 @@ impl Table {
         let mut refused = io::Error::from(io::ErrorKind::Unsupported);
         for features in ATTEMPTS {
             match batch(&mut channel, |writer, sequence| write(writer, sequence, features)) {
-                Ok(()) => return Ok(Self { channel, features }),
+                Ok(()) => return Ok(Self { channel, features, lifted: false }),
                 Err(error) if error.raw_os_error() == Some(nix::libc::EPERM) => return Err(TableError::NotPermitted),
                 Err(error) => refused = error,
             }
@@ -165,11 +167,13 @@ impl Table {
     /// # Errors
     /// The kernel's.
     pub fn repair(&mut self) -> io::Result<bool> {
-        if present(&mut self.channel)? {
+        // Its owner is a socket of this process: it is there as long as we are.
+        if (self.features.owner && !self.lifted) || present(&mut self.channel)? {
             return Ok(false);
         }
         let features = self.features;
         batch(&mut self.channel, |writer, sequence| write(writer, sequence, features))?;
+        self.lifted = false;
         Ok(true)
     }
 
@@ -178,7 +182,11 @@ impl Table {
     /// # Errors
     /// The kernel's.
     pub fn lift(&mut self) -> io::Result<()> {
-        if present(&mut self.channel)? { remove(&mut self.channel) } else { Ok(()) }
+        if !self.lifted && present(&mut self.channel)? {
+            remove(&mut self.channel)?;
+        }
+        self.lifted = true;
+        Ok(())
     }
 
     /// Removes the table.

@@ -16,15 +16,17 @@ use tracing::{error, info, warn};
 use super::links::Links;
 use super::listening::Sockets;
 use super::reader::Batch;
-use super::switches::{self, Found, Keep, Originals};
+use super::ring::Ring;
+use super::switches::{Found, Gauges, Keep, Originals};
 use super::table::{Features, Table};
 use super::{Account, Limits, conntrack};
 use crate::chain::chain;
 use crate::inventory::Snapshot;
 
-/// How often flows are named while some wait for it, and how often the rest is looked after.
+/// How often flows are named while some wait for it, and how often the rest is looked after while something is under way; while
+/// nothing is, with each round. What was read, another inventory and news of an interface wake it at once.
 const TURN: Duration = Duration::from_millis(25);
-const IDLE: Duration = Duration::from_millis(100);
+const SOON: Duration = Duration::from_millis(100);
 /// How often sysctls and the table are looked at: what somebody switched off is on again within the second.
 const ROUND: Duration = Duration::from_millis(500);
 /// Reading the table may take at most one part in this many of the time.
@@ -46,6 +48,8 @@ pub(super) struct Parts {
     /// Whether the switches stay on at the end.
     pub(super) stays: Arc<AtomicBool>,
     pub(super) batches: Receiver<Batch>,
+    /// What wakes it besides them.
+    pub(super) ring: Ring,
     /// Takes back what batches were held in.
     pub(super) emptied: SyncSender<Vec<(Kind, Entry)>>,
     pub(super) facts: mpsc::Sender<Vec<Fact>>,
@@ -89,6 +93,10 @@ pub(super) struct Worker {
     loss_to_repair: bool,
     turned: Instant,
     rounded: Instant,
+    /// Something changed that no turn has looked at.
+    news: bool,
+    /// `None`: they could not be opened yet.
+    gauges: Option<Gauges>,
 }
 
 /// What this kernel can't show, for a person.
@@ -133,6 +141,8 @@ impl Worker {
             loss_to_repair: false,
             turned: now,
             rounded: now,
+            news: false,
+            gauges: None,
         }
     }
 
@@ -142,7 +152,8 @@ impl Worker {
         self.sweep();
         self.round();
         loop {
-            let patience = if self.attribution.waiting() > 0 { TURN } else { IDLE };
+            self.news |= self.parts.ring.rang();
+            let patience = self.patience();
             match self.parts.batches.recv_timeout(patience) {
                 Ok(batch) => self.take(batch),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -178,7 +189,20 @@ impl Worker {
         }
     }
 
+    /// How long until the next turn at the latest.
+    fn patience(&self) -> Duration {
+        if self.news || self.attribution.waiting() > 0 {
+            TURN
+        } else if self.loss_to_repair || !self.attribution.rests() {
+            SOON
+        } else {
+            // In time for the next round, whenever the last turn was.
+            ROUND.saturating_sub(self.rounded.elapsed()).max(TURN).min(self.parts.sweep.max(SOON))
+        }
+    }
+
     fn take(&mut self, batch: Batch) {
+        self.news |= batch.is_empty();
         let Batch { read_at, mut events, denials, skipped, lost_events, lost_records, failed } = batch;
         self.events += (events.len() + denials.len()) as u64;
         for (reason, count) in skipped {
@@ -221,6 +245,7 @@ impl Worker {
 
     /// What is done some times a second.
     fn turn(&mut self) {
+        self.news = false;
         match self.parts.links.catch_up() {
             Ok(_) => {
                 self.wrong.remove("links");
@@ -262,7 +287,7 @@ impl Worker {
 
     /// Stops what tracks connections for learning alone when the connection table runs full, and begins again when there is room.
     fn restrain(&mut self) {
-        if let Some(room) = switches::room() {
+        if let Some(room) = self.gauges.as_ref().and_then(Gauges::room) {
             self.room = room;
         }
         let before = self.restrained;
@@ -348,7 +373,10 @@ impl Worker {
         let now = Timestamp::now();
         self.tracker.begin_dump();
         let (tracker, sights, skipped) = (&mut self.tracker, &mut self.sights, &mut self.skipped);
-        let read = conntrack::dump(|entry| tracker.feed(Kind::Dump, &entry, now, sights), |why| *skipped.entry(why.0).or_default() += 1);
+        let feed = |entry| tracker.feed(Kind::Dump, &entry, now, sights);
+        // A table without an entry has room for many thousands all the same, and the kernel looks through all of it.
+        let empty = self.gauges.as_ref().and_then(Gauges::room).is_some_and(|(entries, _)| entries == 0);
+        let read = if empty { Ok(()) } else { conntrack::dump(feed, |why| *skipped.entry(why.0).or_default() += 1) };
         match read {
             Ok(()) => {
                 self.wrong.remove("dump");
@@ -368,11 +396,15 @@ impl Worker {
     /// What is done once a second.
     fn round(&mut self) {
         self.rounded = Instant::now();
+        if self.gauges.is_none() {
+            self.gauges = Gauges::open().ok();
+        }
         self.sockets.forget();
         let now = Timestamp::now();
         self.denied.retain(|_, last| now.duration_since(*last) < SAME_DENIAL);
+        let on = self.gauges.as_ref().is_some_and(Gauges::are_on) && !self.wrong.contains_key("sysctl");
         let Parts { originals, keep, kept, .. } = &mut self.parts;
-        match originals.switch_on(keep) {
+        match if on { Ok(Vec::new()) } else { originals.switch_on(keep) } {
             Ok(changed) => {
                 self.wrong.remove("sysctl");
                 for name in changed {
