@@ -61,7 +61,7 @@ impl<'e> Firewalld<'e> {
         daemon.arg("--default-config").arg(self.root.join("usr/lib/firewalld")).arg("--log-file").arg(self.dir.join("own.log"));
         self.daemon = Some(self.engine.netns.spawn(daemon.stdout(log.try_clone().unwrap()).stderr(log)));
         eventually(PATIENCE, || {
-            let state = self.engine.netns.output(&mut self.command("usr/bin/firewall-cmd").arg("--state"));
+            let state = self.engine.netns.output(self.command("usr/bin/firewall-cmd").arg("--state"));
             let said = || format!("firewalld does not run: {}", fs::read_to_string(self.dir.join("log")).unwrap_or_default());
             if state.status.success() { Ok(()) } else { Err(said()) }
         });

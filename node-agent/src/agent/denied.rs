@@ -111,8 +111,8 @@ pub(super) struct Account {
     ports: Growth<(Reason, u32)>,
     /// Whose a port was when it was looked at last: a container may be gone before its packets are counted.
     owners: BTreeMap<u32, Endpoint>,
-    /// The kernel's sums at the last look, of which each row is a part.
-    sums: (BTreeMap<(Reason, u8), u64>, BTreeMap<(Reason, u32), u64>),
+    /// What the kernel had at the last look, without its rows: each is a part of these.
+    looked_at: Counts,
     total: BTreeMap<Reason, u64>,
     by: BTreeMap<(String, Reason), u64>,
     between: BTreeMap<(Endpoint, Endpoint, Service, Reason), u64>,
@@ -121,7 +121,7 @@ pub(super) struct Account {
 impl Account {
     /// Whether the kernel counted anything since the last look, or let go of a row.
     pub(super) fn is_news(&self, counts: &Counts) -> bool {
-        (&counts.total, &counts.ports) != (&self.sums.0, &self.sums.1)
+        (&counts.total, &counts.ports) != (&self.looked_at.total, &self.looked_at.ports)
     }
 
     /// Adds what the kernel counted since the last time. `name` says who is at a place, `behind` whose published port it is.
@@ -133,7 +133,7 @@ impl Account {
         behind: impl Fn(CountedSpot) -> Endpoint,
         owners: BTreeMap<u32, Endpoint>,
     ) {
-        self.sums = (counts.total.clone(), counts.ports.clone());
+        self.looked_at = Counts { total: counts.total.clone(), ports: counts.ports.clone(), ..Counts::default() };
         for ((reason, port), packets) in self.ports.take(&counts.ports, now) {
             *self.total.entry(reason).or_default() += packets;
             let who = owners.get(&port).or_else(|| self.owners.get(&port)).map_or_else(|| "unknown:".to_owned(), ToString::to_string);
