@@ -7,8 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::sync::Arc;
 
 use policy::Inventory;
+use policy::inventory::Container;
 
 /// Containers that are looked at each time at most: the kernel adds up a namespace's counters over all processors when it is asked.
 const AT_ONCE: usize = 16;
@@ -20,33 +22,44 @@ pub(super) struct Forwarding {
     seen: BTreeMap<String, u32>,
     /// Who was looked at last.
     last: String,
+    /// Who has legs in several networks, by container id and process, and the inventory that says so: of a thousand containers most
+    /// have one, and on a machine that takes idle memory away each look at one waits for it.
+    routers: Vec<(String, u32)>,
+    inventory: Arc<Inventory>,
 }
 
 impl Forwarding {
     /// Looks again; returns the ids.
-    pub(super) fn look(&mut self, inventory: &Inventory) -> BTreeSet<String> {
+    pub(super) fn look(&mut self, inventory: &Arc<Inventory>) -> BTreeSet<String> {
         self.look_with(inventory, forwarded)
     }
 
-    fn look_with(&mut self, inventory: &Inventory, forwarded: impl Fn(u32) -> u64) -> BTreeSet<String> {
-        let routers = inventory.containers.values().filter_map(|container| {
-            // Of a thousand containers each second: no set is made of the bridges.
-            let (first, legs) = (container.legs.first(), &container.legs);
-            let bridges = first.map_or(0, |first| if legs.iter().any(|leg| leg.bridge != first.bridge) { 2 } else { 1 });
-            let pid = container.pid.filter(|_| bridges + container.elsewhere.len() > 1)?;
-            Some((&container.id, pid))
-        });
-        let (known, others): (Vec<_>, Vec<_>) = routers.partition(|(id, pid)| self.seen.get(*id) == Some(pid));
+    fn look_with(&mut self, inventory: &Arc<Inventory>, forwarded: impl Fn(u32) -> u64) -> BTreeSet<String> {
+        if !Arc::ptr_eq(&self.inventory, inventory) {
+            self.inventory = Arc::clone(inventory);
+            self.routers = routers(inventory);
+        }
+        let (known, others): (Vec<_>, Vec<_>) = self.routers.iter().partition(|(id, pid)| self.seen.get(id) == Some(pid));
         // In turn: many at once would take longer than all else that is done each second.
-        let begin = others.partition_point(|(id, _)| **id <= self.last);
+        let begin = others.partition_point(|(id, _)| *id <= self.last);
         let turn: Vec<_> = others.iter().cycle().skip(begin).take(AT_ONCE.min(others.len())).copied().collect();
         if let Some((last, _)) = turn.last() {
             self.last.clone_from(last);
         }
         let found = turn.into_iter().filter(|(_, pid)| forwarded(*pid) > 0);
-        self.seen = known.into_iter().chain(found).map(|(id, pid)| (id.clone(), pid)).collect();
+        self.seen = known.into_iter().chain(found).cloned().collect();
         self.seen.keys().cloned().collect()
     }
+}
+
+/// Containers with legs in several networks, in order.
+fn routers(inventory: &Inventory) -> Vec<(String, u32)> {
+    let router = |container: &Container| {
+        let legs: BTreeSet<&str> = container.legs.iter().map(|leg| leg.bridge.as_str()).collect();
+        let pid = container.pid.filter(|_| legs.len() + container.elsewhere.len() > 1)?;
+        Some((container.id.clone(), pid))
+    };
+    inventory.containers.values().filter_map(router).collect()
 }
 
 /// Packets that the namespace of a process forwarded; none, if it is gone.
@@ -71,7 +84,7 @@ fn of_ipv6(snmp6: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use policy::Workload;
-    use policy::inventory::{Container, Leg};
+    use policy::inventory::Leg;
 
     use super::*;
 
@@ -107,7 +120,7 @@ mod tests {
     #[test]
     fn of_many_containers_each_is_looked_at_in_its_turn_and_who_was_found_stays() {
         let containers = (1..=40).map(router).map(|container| (container.id.clone(), container)).collect();
-        let inventory = Inventory { containers, ..Inventory::default() };
+        let inventory = Arc::new(Inventory { containers, ..Inventory::default() });
         let mut forwarding = Forwarding::default();
         let asked = std::cell::Cell::new(0);
         let mut look = || {
