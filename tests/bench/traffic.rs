@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lab::Member;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
 use nix::sys::time::TimeValLike;
 use nix::unistd::Pid;
 
@@ -45,12 +45,18 @@ impl Serving {
     pub(crate) fn start(member: &Member) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let heard = Arc::new(AtomicU64::new(0));
-        let listen = |port| member.netns.run(|| TcpListener::bind((member.v4, port)).expect("a free port"));
+        let listening = |port| {
+            let socket = member.netns.run(|| TcpListener::bind((member.v4, port)).expect("a free port"));
+            // The standard library's 128 connections are those of 5 ms: a server that waits that long for a processor would have a SYN
+            // dropped, and a whole second would be the client's to wait and not the filter's.
+            listen(&socket, Backlog::MAXCONN).expect("it listens already");
+            socket
+        };
         let mut threads = Vec::new();
         let mut buffer = vec![0; 256 * 1024];
-        threads.push(accepting(listen(STREAM), &stop, move |mut stream| while stream.read(&mut buffer).is_ok_and(|read| read > 0) {}));
-        threads.push(accepting(listen(CONNECT), &stop, drop));
-        threads.push(accepting(listen(ECHO), &stop, |mut stream| {
+        threads.push(accepting(listening(STREAM), &stop, move |mut stream| while stream.read(&mut buffer).is_ok_and(|read| read > 0) {}));
+        threads.push(accepting(listening(CONNECT), &stop, drop));
+        threads.push(accepting(listening(ECHO), &stop, |mut stream| {
             let _ = stream.set_nodelay(true);
             let mut request = [0; 64];
             while stream.read_exact(&mut request).is_ok() && stream.write_all(&request).is_ok() {}
