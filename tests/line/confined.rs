@@ -31,6 +31,11 @@ fn holds(pid: i32) -> Vec<String> {
     found
 }
 
+/// The process before the engine's socket.
+fn filter(host: &Host<'_>) -> i32 {
+    descendants(supervisor(host)).into_iter().find(|(_, words)| words.contains("engine-filter")).unwrap().0
+}
+
 #[test]
 fn the_agent_holds_one_capability_its_filter_none_and_a_second_agent_is_told_who_is_there() {
     let _limit = limit(Duration::from_secs(120));
@@ -38,7 +43,7 @@ fn the_agent_holds_one_capability_its_filter_none_and_a_second_agent_is_told_who
     let host = Host::on(&engine);
     host.bulkhead(["up", "-d"]);
     let agent = agent(&host).unwrap();
-    let filter = descendants(supervisor(&host)).into_iter().find(|(_, words)| words.contains("engine-filter")).unwrap().0;
+    let filter = filter(&host);
     let with = |set: u64| format!("CapEff {set:x}, CapPrm {set:x}, CapBnd {NET_ADMIN:x}, CapInh 0, CapAmb 0, NoNewPrivs 1, Seccomp 2");
     assert_eq!(holds(agent), [with(NET_ADMIN)]);
     // The bounding set is what a program that it starts could gain: it may start none.
@@ -80,7 +85,7 @@ fn what_a_container_that_joins_waits_for_goes_first_and_what_learns_waits_as_all
     let host = Host::on(&engine);
     host.bulkhead(["up", "-d"]);
     let agent = agent(&host).unwrap();
-    let filter = descendants(supervisor(&host)).into_iter().find(|(_, words)| words.contains("engine-filter")).unwrap().0;
+    let filter = filter(&host);
     let learns = |name: &str| name.starts_with("observe-") || name == "spool";
     eventually(PATIENCE, || {
         let threads = priorities(agent);
