@@ -26,6 +26,7 @@ mod joins;
 mod links;
 mod resolvers;
 mod task;
+mod told;
 
 pub(crate) use daemon::roots as data_roots;
 pub use joins::Join;

@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use policy::{EdgeKey, Endpoint, Service, Workload};
 
 use crate::figures::{Samples, Table, grouped, time};
-use crate::process::{megabytes, shared, used};
+use crate::process::{megabytes, shared, touched_within, used};
 use crate::station::Station;
 
 const PORT: u16 = 7000;
@@ -167,7 +167,7 @@ fn one(crowd: &Crowd, rate: usize, window: Duration, idle: Duration) -> [String;
 }
 
 /// What the agent of a host with so many containers uses while nothing happens and nothing did.
-fn quiet(containers: usize, idle: Duration) -> [String; 4] {
+fn quiet(containers: usize, idle: Duration) -> [String; 5] {
     let host = Netns::new("host");
     let _bridge = Bridge::new(&host, "br0", "10.1.0.0/16", "2001:db8:1::/64");
     let station = Station::start(&host, "br0", "10.1.0.0/16", |engine| {
@@ -179,7 +179,18 @@ fn quiet(containers: usize, idle: Duration) -> [String; 4] {
     let before = used(station.pid()).cpu;
     std::thread::sleep(idle);
     let rests = (used(station.pid()).cpu - before).as_secs_f64() / idle.as_secs_f64();
-    [grouped(containers as f64), time(idle.as_secs_f64()), format!("{:.2} %", rests * 100.0), megabytes(shared(station.pid()))]
+    let memory = shared(station.pid());
+    let mut touched = Samples::default();
+    for _ in 0..10 {
+        touched.push(touched_within(station.pid(), Duration::from_secs(1)));
+    }
+    [
+        grouped(containers as f64),
+        time(idle.as_secs_f64()),
+        format!("{:.2} %", rests * 100.0),
+        megabytes(memory),
+        megabytes(touched.median().value),
+    ]
 }
 
 pub(crate) fn run(short: bool) {
@@ -199,8 +210,13 @@ pub(crate) fn run(short: bool) {
     table.row(one(&Crowd { clients: 50, servers: 100, all: 150 }, 50_000, window, idle));
     table.row(one(&Crowd { clients: 100, servers: 100, all: 1_000 }, 5_000, window, idle));
     table.print();
-    println!("A host on which nothing happens and nothing did:\n");
-    let mut table = Table::new(&["containers", "for", "CPU", "memory (PSS)"]);
-    table.row(quiet(1_000, idle * 2));
+}
+
+/// A host on which nothing happens and nothing did.
+pub(crate) fn run_idle(short: bool) {
+    let mut table = Table::new(&["containers", "for", "CPU", "memory (PSS)", "touched in a second (median of 10)"]);
+    for containers in [10, 1_000] {
+        table.row(quiet(containers, Duration::from_secs(if short { 10 } else { 120 })));
+    }
     table.print();
 }

@@ -49,7 +49,7 @@ pub(crate) fn progress(steps: u64) -> indicatif::ProgressBar {
 }
 
 /// Name, what it measures, how.
-const FIGURES: [(&str, &str, fn(bool)); 12] = [
+const FIGURES: [(&str, &str, fn(bool)); 13] = [
     ("plane", "throughput, connect rate, latency and packets between two containers", |short| {
         plane::run(&plane::Effort { rounds: if short { 6 } else { 24 }, window: Duration::from_millis(if short { 100 } else { 300 }) });
     }),
@@ -61,7 +61,8 @@ const FIGURES: [(&str, &str, fn(bool)); 12] = [
     ("store", "the controller's store: size, rate of updates, start-up", store::run),
     ("events", "conntrack's events: bursts, what the workloads feel, a reader that is away", events::run),
     ("follow", "what an event costs of ours, part by part, without the kernel", follow::run),
-    ("agent", "the agent's program: memory, idleness, from an answer on the wire into the controller's store", agent::run),
+    ("agent", "the agent's program: memory, from an answer on the wire into the controller's store", agent::run),
+    ("idle", "the agent's program while nothing happens", agent::run_idle),
     ("churn", "thousands of containers come and go under Enforce: what stays behind", churn::run),
     ("shown", "the command line: start-up, the graph", shown::run),
 ];

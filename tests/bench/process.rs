@@ -36,8 +36,20 @@ pub(crate) fn used(pid: u32) -> Used {
 
 /// Resident memory with shared pages by their share (proc(5), smaps_rollup), bytes.
 pub(crate) fn shared(pid: u32) -> f64 {
+    rolled_up(pid, "Pss:")
+}
+
+/// Memory that it reads or writes within this time (proc(5), clear_refs and Referenced), bytes in whole pages: what has to be fetched
+/// again where memory at rest is taken away.
+pub(crate) fn touched_within(pid: u32, time: Duration) -> f64 {
+    fs::write(format!("/proc/{pid}/clear_refs"), "1").expect("a kernel that forgets references");
+    std::thread::sleep(time);
+    rolled_up(pid, "Referenced:")
+}
+
+fn rolled_up(pid: u32, name: &str) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process lives");
-    let line = text.lines().find(|line| line.starts_with("Pss:")).expect("a size");
+    let line = text.lines().find(|line| line.starts_with(name)).expect("a size");
     line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).expect("a number") * 1024.0
 }
 

@@ -142,6 +142,9 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
             _ = thrift.tick() => memory::give_back(),
         }
         work.write_what_is_due();
+        if !snapshots.has_changed().unwrap_or(false) {
+            work.settle();
+        }
     }
     info!("stopping; what is enforced stays in the kernel");
     // The switches stay with what they serve; `down` puts them back.

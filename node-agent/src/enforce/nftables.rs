@@ -50,6 +50,15 @@ impl Held {
     }
 }
 
+/// What of the bridges is still to follow the tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Unsettled {
+    /// Ports came or went.
+    ports: bool,
+    /// Bridges came or went, or are treated otherwise.
+    bridges: bool,
+}
+
 /// The enforcer of the node: what it holds and by which sockets.
 #[derive(Debug)]
 pub struct Nftables {
@@ -59,6 +68,10 @@ pub struct Nftables {
     held: Option<Held>,
     /// What was tied to its port and is to stay so.
     stations: BTreeSet<Station>,
+    /// Ports that could not be tied, the last time.
+    adrift: BTreeSet<String>,
+    /// What [`Nftables::begin`] left to [`Nftables::settle`].
+    unsettled: Unsettled,
     /// Of the tables as they were written last.
     ownership: Ownership,
     /// The best that is still to be tried.
@@ -95,6 +108,8 @@ impl Nftables {
             shape: Shape::new(),
             held: None,
             stations: BTreeSet::new(),
+            adrift: BTreeSet::new(),
+            unsettled: Unsettled::default(),
             ownership: Ownership::Shared,
             most: Ownership::OwnedPersistent,
             kept: false,
@@ -374,8 +389,46 @@ impl Nftables {
             let new = wanted.difference(before).copied();
             self.stations.extend(new.filter(|station| stations::hold(&self.links, &held, *station).is_ok()));
         }
-        let tied = |name: &str| links.index(name).is_none_or(|port| self.stations.iter().any(|station| station.port == port));
-        Ok(ruleset.pins.keys().filter(|name| !tied(name)).cloned().collect())
+        let ports: BTreeSet<u32> = self.stations.iter().map(|station| station.port).collect();
+        let tied = |name: &str| links.index(name).is_none_or(|port| ports.contains(&port));
+        self.adrift = ruleset.pins.keys().filter(|name| !tied(name)).cloned().collect();
+        Ok(self.adrift.clone())
+    }
+
+    /// The tables of a change, so that what is bound may send and receive, and nothing of the bridges: that waits for the lock of all
+    /// the node's interfaces, which the engine holds again and again while containers start. [`Nftables::settle`] is to follow.
+    ///
+    /// # Errors
+    /// As [`Enforcer::change`].
+    pub fn begin(&mut self, ruleset: &Ruleset, change: &Change) -> Result<Applied, EnforceError> {
+        let Some(applied) = self.edit(ruleset, change)? else { return self.apply(ruleset) };
+        self.unsettled.ports |= !change.pins.is_empty();
+        self.unsettled.bridges |= !change.watched.is_empty();
+        Ok(Applied { adrift: self.adrift.clone(), ..applied })
+    }
+
+    /// Whether [`Nftables::settle`] has anything to do.
+    pub fn is_settled(&self) -> bool {
+        self.unsettled == Unsettled::default()
+    }
+
+    /// The bridges follow the tables: ports are tied to their MAC addresses, or are free again. `ruleset` is the one in force. Returns
+    /// the ports where that was refused.
+    ///
+    /// # Errors
+    /// The interfaces cannot be read or changed; it is still to be done.
+    pub fn settle(&mut self, ruleset: &Ruleset) -> Result<BTreeSet<String>, EnforceError> {
+        if self.is_settled() {
+            return Ok(self.adrift.clone());
+        }
+        let links = self.links.read().map_err(EnforceError::Links)?;
+        if self.unsettled.bridges {
+            learned::bound(&self.links, &guarded(ruleset, &links)).map_err(EnforceError::Links)?;
+        }
+        let before = self.stations.clone();
+        let adrift = self.moor(ruleset, &links, &before)?;
+        self.unsettled = Unsettled::default();
+        Ok(adrift)
     }
 }
 
@@ -395,20 +448,14 @@ impl Enforcer for Nftables {
         self.stations.clone_from(&before);
         let applied = self.write(ruleset, &links)?;
         learned::bound(&self.links, &guarded(ruleset, &links)).map_err(EnforceError::Links)?;
-        Ok(Applied { adrift: self.moor(ruleset, &links, &before)?, ..applied })
+        let adrift = self.moor(ruleset, &links, &before)?;
+        self.unsettled = Unsettled::default();
+        Ok(Applied { adrift, ..applied })
     }
 
     fn change(&mut self, ruleset: &Ruleset, change: &Change) -> Result<Applied, EnforceError> {
-        let Some(applied) = self.edit(ruleset, change)? else { return self.apply(ruleset) };
-        if change.pins.is_empty() && change.watched.is_empty() {
-            return Ok(applied);
-        }
-        let links = self.links.read().map_err(EnforceError::Links)?;
-        if !change.watched.is_empty() {
-            learned::bound(&self.links, &guarded(ruleset, &links)).map_err(EnforceError::Links)?;
-        }
-        let before = self.stations.clone();
-        Ok(Applied { adrift: self.moor(ruleset, &links, &before)?, ..applied })
+        let applied = self.begin(ruleset, change)?;
+        Ok(Applied { adrift: self.settle(ruleset)?, ..applied })
     }
 
     fn verify(&mut self) -> Result<Vec<Drift>, EnforceError> {

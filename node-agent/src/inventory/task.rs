@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bollard::errors::Error as EngineError;
 use bollard::models::EventMessage;
-use futures::stream::{self, BoxStream};
+use futures::stream::{self, BoxStream, FuturesOrdered};
 use futures::{FutureExt, Stream, StreamExt};
 use jiff::Timestamp;
 use policy::lease::LeaseBook;
@@ -20,6 +20,7 @@ use super::events::{Change, change};
 use super::facts::{ContainerFact, Details, Ends, Facts, Links, NetworkFact};
 use super::joins::Joins;
 use super::links::Seen;
+use super::told::{self, Changes, Told};
 use super::{Options, Snapshot};
 
 /// Repairs what a missed event left wrong. Long, since each costs one inspect a network.
@@ -39,6 +40,8 @@ const ABREAST: usize = 64;
 const AGAIN: (usize, usize) = (64, 8);
 /// Events taken at once: a `compose up` of fifty containers is some four hundred.
 const BATCH: usize = 64;
+/// Batches that the engine is asked about at the same time: who joins while it is slow to answer must not wait for that answer as well.
+const ASKED_AT_ONCE: usize = 4;
 
 /// Why a session with the engine ended.
 #[derive(Debug, thiserror::Error)]
@@ -159,16 +162,25 @@ impl Task {
         let mut resync = tokio::time::interval(RESYNC);
         resync.reset();
         let mut unclaimed = tokio::time::interval(UNCLAIMED);
+        // What the engine is asked about, in the order of the events.
+        let mut asked = FuturesOrdered::new();
+        let mut ended = None;
         loop {
             tokio::select! {
                 biased;
-                batch = events.next() => {
-                    let batch = batch.ok_or(SessionError::Ended)?;
-                    let broken = self.take(engine, batch).await?;
-                    if let Some(error) = broken {
-                        return Err(SessionError::Broke(error));
+                Some((changes, told)) = asked.next(), if !asked.is_empty() => self.take(engine, changes, told?).await?,
+                batch = events.next(), if asked.len() < ASKED_AT_ONCE && ended.is_none() => match batch {
+                    None => ended = Some(SessionError::Ended),
+                    Some(batch) => {
+                        let (changes, broken) = self.read(engine, batch).await?;
+                        ended = broken.map(SessionError::Broke);
+                        if !changes.is_empty() {
+                            asked.push_back(told::about(engine, &self.facts.containers, changes));
+                        }
                     }
-                }
+                },
+                // All that came before it is done with.
+                () = std::future::ready(()), if ended.is_some() && asked.is_empty() => return ended.map_or(Ok(()), Err),
                 Some(answer) = self.asked.join_next(), if !self.asked.is_empty() => {
                     let mut news = self.answered(answer);
                     while let Some(answer) = self.asked.try_join_next() {
@@ -293,30 +305,34 @@ impl Task {
         false
     }
 
-    /// Takes a batch of events in, in their order, each at its own time. Gives back what ended the stream, if something did.
-    async fn take(&mut self, engine: &Engine, batch: Vec<Result<EventMessage, EngineError>>) -> Result<Option<EngineError>, SessionError> {
+    /// What a batch of events says that is not in the last listing. With what ended the stream, if something did.
+    async fn read(
+        &mut self,
+        engine: &Engine,
+        batch: Vec<Result<EventMessage, EngineError>>,
+    ) -> Result<(Changes, Option<EngineError>), SessionError> {
         if went_back(self.synced, Timestamp::now()) {
             // By the clock of now everything that happens lies before the listing, and would be left out until the next one.
             warn!("the clock was put back; everything is listed anew");
             self.resync(engine, Inspect::All).await?;
             self.publish();
         }
-        let mut changes = Vec::new();
-        let mut broken = None;
+        let mut changes = Changes::new();
         for event in batch {
             match event {
-                Ok(event) => changes.extend(change(event).filter(|(at, _)| *at >= self.synced)),
-                Err(error) => {
-                    broken = Some(error);
-                    break;
-                }
+                Ok(event) => changes.extend(change(event)),
+                Err(error) => return Ok((changes, Some(error))),
             }
         }
-        if changes.is_empty() {
-            return Ok(broken);
-        }
-        let told = Self::look_up(&self.facts.containers, engine, &changes).await?;
+        changes.retain(|(at, _)| *at >= self.synced);
+        Ok((changes, None))
+    }
+
+    /// Takes changes in, in their order, each at its own time.
+    async fn take(&mut self, engine: &Engine, mut changes: Changes, told: Told) -> Result<(), SessionError> {
         let told_at = Instant::now();
+        // What was listed while the engine was asked holds what happened before it.
+        changes.retain(|(at, _)| *at >= self.synced);
         debug!(events = changes.len(), networks = told.networks.len(), "the engine answered");
         for (id, mut fact) in told.containers {
             keep_details(&mut fact, self.facts.containers.get(&id));
@@ -330,37 +346,7 @@ impl Task {
             self.apply(engine, (&told.networks, &ends), change, at).await?;
         }
         self.publish_at(last, told_at);
-        Ok(broken)
-    }
-
-    /// Asks once for all that the changes need: networks somebody joined, containers not known yet. Both at the same time.
-    async fn look_up(
-        known: &BTreeMap<String, ContainerFact>,
-        engine: &Engine,
-        changes: &[(Timestamp, Change)],
-    ) -> Result<Told, SessionError> {
-        let (mut networks, mut containers) = (BTreeSet::new(), BTreeSet::new());
-        let unknown = |id: &String| !known.contains_key(id);
-        for (_, change) in changes {
-            match change {
-                Change::Connect { network, container } => {
-                    networks.insert(network.clone());
-                    containers.extend(Some(container).filter(|id| unknown(id)).cloned());
-                }
-                Change::NetworkMade(network) => drop(networks.insert(network.clone())),
-                Change::Read(container) => drop(containers.insert(container.clone())),
-                Change::Start(container) => containers.extend(Some(container).filter(|id| unknown(id)).cloned()),
-                Change::Disconnect { .. } | Change::Die(_) | Change::Gone(_) | Change::NetworkGone(_) | Change::Reload => {}
-            }
-        }
-        let networks = futures::future::try_join_all(networks.iter().map(|id| engine.network(id)));
-        let containers = async {
-            let ids: Vec<String> = containers.into_iter().collect();
-            // No ids would mean all of them.
-            if ids.is_empty() { Ok(BTreeMap::new()) } else { engine.containers(&ids).await }
-        };
-        let (networks, containers) = tokio::try_join!(networks, containers)?;
-        Ok(Told { networks: networks.into_iter().flatten().collect(), containers })
+        Ok(())
     }
 
     async fn apply(
@@ -496,12 +482,6 @@ fn next_of(ids: &[&String], last: &str, most: usize) -> Vec<String> {
 /// Whether the wall clock, by which the engine tells the time of events, was put back since the last listing.
 fn went_back(synced: Timestamp, now: Timestamp) -> bool {
     now < synced
-}
-
-/// What the engine answered for a batch.
-struct Told {
-    networks: BTreeMap<String, NetworkFact>,
-    containers: BTreeMap<String, ContainerFact>,
 }
 
 /// The list doesn't have what inspect told; it stays until the container dies.

@@ -16,8 +16,10 @@ use super::spool::{Spool, SpoolError, flows};
 /// What the thread is asked.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Something new is in the inbox.
+    /// An edge that was never seen is in the inbox.
     Wake,
+    /// Something that may wait is in the inbox, which was empty.
+    Begun,
     /// Who are we for the controller?
     Introduce(oneshot::Sender<Introduction>),
     /// The controller has this; what is to be sent again? `None`: the spool has a new id, begin the session again.
@@ -54,17 +56,25 @@ struct Inbox {
     lost: u64,
 }
 
+impl Inbox {
+    fn is_empty(&self) -> bool {
+        self.fresh.is_empty() && self.more.is_empty() && self.stretches.is_empty() && self.lost == 0
+    }
+}
+
 /// The side of the inbox that everybody may hold.
 #[derive(Clone, Debug)]
 pub(super) struct Desk {
     inbox: Arc<Mutex<Inbox>>,
     commands: Sender<Command>,
     room: usize,
+    /// Rings when something comes into the inbox that was empty.
+    pub(super) begun: Arc<Notify>,
 }
 
 impl Desk {
     pub(super) fn new(commands: Sender<Command>, room: usize) -> Self {
-        Self { inbox: Arc::default(), commands, room }
+        Self { inbox: Arc::default(), commands, room, begun: Arc::default() }
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
@@ -77,9 +87,18 @@ impl Desk {
         self.commands.send(command).is_ok()
     }
 
+    /// Nobody looks into an inbox in which nothing is: on a quiet host that would be most of what there is to do.
+    fn begin(&self, inbox: &Inbox) {
+        if inbox.is_empty() {
+            self.send(Command::Begun);
+            self.begun.notify_one();
+        }
+    }
+
     pub(super) fn record(&self, delta: EdgeDelta) {
         let mut inbox = self.inbox();
         let inbox = &mut *inbox;
+        self.begin(inbox);
         if let Some(seen) = inbox.more.get_mut(&delta.key).or_else(|| inbox.fresh.get_mut(&delta.key)) {
             seen.merge(&delta.seen);
             return;
@@ -106,6 +125,7 @@ impl Desk {
 
     pub(super) fn health(&self, stretch: Health) {
         let mut inbox = self.inbox();
+        self.begin(&inbox);
         match inbox.stretches.last_mut() {
             Some(last) if last.continues_as(&stretch) => last.join(&stretch),
             Some(_) | None => inbox.stretches.push(stretch),
@@ -130,9 +150,15 @@ impl Keeper {
     /// Works until it is told to stop, or until nobody can ask any more.
     pub(super) fn run(mut self) {
         crate::priority::wait_as_all_do();
-        let mut next = Instant::now() + self.every;
+        // When to write what may wait; `None`: nothing does.
+        let mut next: Option<Instant> = None;
         loop {
-            match self.commands.recv_timeout(next.saturating_duration_since(Instant::now())) {
+            let command = match next {
+                Some(next) => self.commands.recv_timeout(next.saturating_duration_since(Instant::now())),
+                None => self.commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match command {
+                Ok(Command::Begun) => drop(next.get_or_insert_with(|| Instant::now() + self.every)),
                 Ok(Command::Wake) => {
                     let fresh = std::mem::take(&mut self.desk.inbox().fresh);
                     self.note(|spool| spool.take(fresh, []));
@@ -161,12 +187,16 @@ impl Keeper {
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.write_all();
-                    next = Instant::now() + self.every;
+                    next = None;
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     self.write_all();
                     return;
                 }
+            }
+            // What the disk did not take is tried again.
+            if next.is_none() && self.trouble.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+                next = Some(Instant::now() + self.every);
             }
         }
     }

@@ -12,7 +12,7 @@ use policy::wire::{self, from_agent, from_controller, question};
 use policy::{Inventory, NodePlan};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tower::service_fn;
@@ -173,8 +173,9 @@ impl Dialler {
         let mut in_flight: VecDeque<u64> = again.iter().map(|batch| batch.seq).collect();
         let mut unsent: VecDeque<wire::Batch> = again.into();
 
-        let mut tick = interval_at(Instant::now(), self.options.every);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // When what may wait is to go; the spool may hold some from before.
+        let (tick, mut ticking) = (sleep(Duration::ZERO), true);
+        tokio::pin!(tick);
         // When the edges that were just seen are to go; far away while there are none.
         let linger = sleep(Duration::ZERO);
         tokio::pin!(linger);
@@ -194,8 +195,10 @@ impl Dialler {
                     }
                     Ok(None) => false,
                     Err(e) => {
-                        // The session stays: plans still arrive. The next tick tries again.
+                        // The session stays: plans still arrive. It is tried again.
                         warn!(why = %chain(&e), "a batch could not be numbered");
+                        ticking = true;
+                        tick.as_mut().reset(Instant::now() + self.options.every);
                         false
                     }
                 };
@@ -233,7 +236,14 @@ impl Dialler {
                         self.orders.send(order).await.map_err(|_| Ended::Stopped)?;
                     }
                 }
-                _ = tick.tick() => due = true,
+                () = &mut tick, if ticking => {
+                    ticking = false;
+                    due = true;
+                }
+                () = self.desk.begun.notified(), if !ticking => {
+                    ticking = true;
+                    tick.as_mut().reset(Instant::now() + self.options.every);
+                }
                 () = self.news.notified(), if !lingering => {
                     lingering = true;
                     linger.as_mut().reset(Instant::now() + self.options.linger);

@@ -132,13 +132,17 @@ impl Drop for Host<'_> {
 }
 
 /// A program of the workspace, built by the same cargo and profile as the running test. It is brought up to date once a
-/// process, since cargo does not build other packages' programs for a test; `BULKHEAD_BUILT=1` says that somebody did.
+/// process, since cargo does not build other packages' programs for a test; `BULKHEAD_BUILT=1` says that somebody did, and
+/// `BULKHEAD_PROGRAMS=FOLDER` that they are there.
 ///
 /// # Panics
 /// Where it cannot be built.
 pub fn binary(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
+        if let Some(folder) = std::env::var_os("BULKHEAD_PROGRAMS") {
+            return folder.into();
+        }
         let test = std::env::current_exe().expect("a test knows its own path");
         let folder = test.ancestors().nth(2).expect("a test is in target/PROFILE/deps").to_path_buf();
         if std::env::var_os("BULKHEAD_BUILT").is_none()

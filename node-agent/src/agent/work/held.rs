@@ -51,7 +51,7 @@ impl Work {
         if wanted.watched.is_empty() && !self.written {
             return;
         }
-        let applied = if whole { self.enforcer.apply(wanted) } else { self.enforcer.change(wanted, change) };
+        let applied = if whole { self.enforcer.apply(wanted) } else { self.enforcer.begin(wanted, change) };
         match applied {
             Ok(applied) => {
                 let first = !std::mem::replace(&mut self.written, true);
@@ -74,17 +74,40 @@ impl Work {
             info!(changed = applied.changed, rules_written = applied.rules_written, kernel_generation = applied.generation_id, ownership = %applied.ownership, absent = ?applied.absent, adrift = ?applied.adrift, "enforced");
         }
         self.failing = None;
-        if applied.adrift != self.adrift {
+        if self.enforcer.is_settled() {
+            self.tied(applied.adrift);
+        }
+    }
+
+    /// The bridges follow the tables, once nobody waits to be bound.
+    pub(super) fn settle(&mut self) {
+        if self.enforcer.is_settled() || self.failing.is_some() {
+            return;
+        }
+        match self.enforcer.settle(self.binding.ruleset()) {
+            Ok(adrift) => self.tied(adrift),
+            Err(error) => {
+                let text = chain(&error);
+                self.failing = Some(text.clone());
+                self.wake = Instant::now() + RETRY_AFTER;
+                self.alarm(format!("ports could not be tied to their MAC addresses, what was there stays: {text}"));
+            }
+        }
+    }
+
+    /// `adrift`: ports whose MAC addresses could not be tied to them.
+    fn tied(&mut self, adrift: BTreeSet<String>) {
+        if adrift != self.adrift {
             // A port may be seen a moment before it joins its bridge.
             self.wake = self.wake.min(Instant::now() + RETRY_AFTER);
-        } else if let Some(port) = applied.adrift.first() {
+        } else if let Some(port) = adrift.first() {
             self.alarm(format!(
                 "a neighbour's frames can keep packets from port {port}: its MAC address is also somebody else's on the bridge"
             ));
             // Nobody says when the other one is gone.
             self.wake = self.wake.min(Instant::now() + TIED_AGAIN_AFTER);
         }
-        self.adrift = applied.adrift;
+        self.adrift = adrift;
     }
 
     /// The disk follows, at the cost of the changes and not of the whole; once living connections are ended, which are not to wait
