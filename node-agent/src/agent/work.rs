@@ -14,8 +14,8 @@ use policy::bind::Binding;
 use policy::evaluate::{Connection, Scene};
 use policy::graph::{EdgeDelta, FlowGraph};
 use policy::plan::NodePlan;
-use policy::status::{NodeStatus, Preview};
-use policy::{Flow, FlowOutcome, Health, PolicySet, Workload, bind, evaluate};
+use policy::status::NodeStatus;
+use policy::{Flow, FlowOutcome, Health, Workload, evaluate};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -41,6 +41,8 @@ const FULL_COMPARE_EVERY: Duration = Duration::from_secs(300);
 /// How soon the controller hears of what moved. Of a burst it hears once: to give account takes longer than to bind, and the next
 /// container waits for it.
 const TELL_AFTER: Duration = Duration::from_millis(50);
+/// The bridges follow what is bound once nobody else came for so long, and after so long in any case: see [`Work::settle`].
+const SETTLED_AFTER: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 /// How often the agent looks at itself.
 const PULSE: Duration = Duration::from_secs(1);
 /// Seconds between two accounts of health while nothing changes: each is a write to disk here and a commit at the controller.
@@ -113,6 +115,8 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
     thrift.set_missed_tick_behavior(MissedTickBehavior::Skip);
     // When the controller is told of what moved.
     let mut told_at = None;
+    // Since when the bridges are to follow, and when they are made to.
+    let mut settle_at: Option<(Instant, Instant)> = None;
     loop {
         if !ready && (work.inventory_known() || Instant::now() >= latest) {
             ready = true;
@@ -121,6 +125,7 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         }
         let (wake, tell) = (sleep_until(work.wake), sleep_until(told_at.unwrap_or(work.wake)));
+        let settle = sleep_until(settle_at.map_or(work.wake, |(_, at)| at));
         tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -133,6 +138,10 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
             Some(order) = orders.recv() => work.order(order),
             change = foreign.changed() => work.touched(change),
             () = wake => drop(work.bind_again()),
+            () = settle, if settle_at.is_some() => {
+                settle_at = None;
+                work.settle();
+            }
             () = tell, if told_at.is_some() => {
                 told_at = None;
                 work.beat(&observer);
@@ -142,11 +151,14 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
             _ = thrift.tick() => memory::give_back(),
         }
         work.write_what_is_due();
-        if !snapshots.has_changed().unwrap_or(false) {
-            work.settle();
+        if work.bound_since() {
+            let now = Instant::now();
+            let first = settle_at.map_or(now, |(first, _)| first);
+            settle_at = Some((first, (now + SETTLED_AFTER.0).min(first + SETTLED_AFTER.1)));
         }
     }
     info!("stopping; what is enforced stays in the kernel");
+    work.settle();
     // The switches stay with what they serve; `down` puts them back.
     let ended = tokio::task::spawn_blocking(move || observer.leave());
     while let Some(facts) = facts.recv().await {
@@ -197,6 +209,8 @@ struct Work {
     denied: denied::Account,
     /// The inventory of that look.
     denied_in: Option<Arc<Snapshot>>,
+    /// Something was bound that the bridges do not follow yet.
+    unsettled: bool,
     /// Containers that are routers.
     forwarding: Forwarding,
     graph: FlowGraph,
@@ -261,6 +275,7 @@ impl Work {
             due: Vec::new(),
             denied: denied::Account::default(),
             denied_in: None,
+            unsettled: false,
             forwarding: Forwarding::default(),
             graph: FlowGraph::new(),
             alarms,
@@ -367,18 +382,6 @@ impl Work {
         self.plan_saved(saved.and_then(Second::write));
         self.write_what_is_due();
         outcome
-    }
-
-    fn preview(&self, set: &PolicySet) -> std::io::Result<Preview> {
-        let now = Timestamp::now();
-        let inventory = &self.snapshot.inventory;
-        let scene = Scene { set, networks: &self.networks, now };
-        let living = enforce::living::read(&bind(set, inventory, now), inventory)?;
-        let ended = policy::revoke::preview(&scene, living.iter().map(|(_, one)| one));
-        let unapproved =
-            |w: &&policy::Workload| matches!(scene.standing(w), policy::Standing::Enforce(_)) && !set.policies.contains_key(*w);
-        let unlearned: BTreeSet<_> = self.networks.keys().filter(unapproved).cloned().collect();
-        Ok(Preview { ended, unlearned: unlearned.into_iter().collect() })
     }
 
     fn saw(&mut self, fact: &Fact) {

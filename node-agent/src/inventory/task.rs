@@ -325,6 +325,9 @@ impl Task {
             }
         }
         changes.retain(|(at, _)| *at >= self.synced);
+        if let Some((at, _)) = changes.first() {
+            debug!(events = changes.len(), late = %Timestamp::now().duration_since(*at), "events came");
+        }
         Ok((changes, None))
     }
 
@@ -333,7 +336,7 @@ impl Task {
         let told_at = Instant::now();
         // What was listed while the engine was asked holds what happened before it.
         changes.retain(|(at, _)| *at >= self.synced);
-        debug!(events = changes.len(), networks = told.networks.len(), "the engine answered");
+        debug!(events = changes.len(), networks = told.networks.len(), after = ?told.asked.elapsed(), "the engine answered");
         for (id, mut fact) in told.containers {
             keep_details(&mut fact, self.facts.containers.get(&id));
             self.facts.containers.insert(id, fact);

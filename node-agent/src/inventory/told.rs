@@ -1,6 +1,7 @@
 //! What the engine is asked when events have come, and what it answers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use bollard::errors::Error as EngineError;
 use jiff::Timestamp;
@@ -16,6 +17,8 @@ pub(super) type Changes = Vec<(Timestamp, Change)>;
 pub(super) struct Told {
     pub(super) networks: BTreeMap<String, NetworkFact>,
     pub(super) containers: BTreeMap<String, ContainerFact>,
+    /// When it was asked.
+    pub(super) asked: Instant,
 }
 
 /// Asks once for all that the changes need: networks somebody joined, containers that are not among the `known`. Both at the same time.
@@ -38,7 +41,7 @@ pub(super) fn about(
             Change::Disconnect { .. } | Change::Die(_) | Change::Gone(_) | Change::NetworkGone(_) | Change::Reload => {}
         }
     }
-    let engine = engine.clone();
+    let (engine, asked) = (engine.clone(), Instant::now());
     async move {
         let networks = futures::future::try_join_all(networks.iter().map(|id| engine.network(id)));
         let containers = async {
@@ -47,7 +50,7 @@ pub(super) fn about(
             if ids.is_empty() { Ok(BTreeMap::new()) } else { engine.containers(&ids).await }
         };
         let told = tokio::try_join!(networks, containers);
-        let told = told.map(|(networks, containers)| Told { networks: networks.into_iter().flatten().collect(), containers });
+        let told = told.map(|(networks, containers)| Told { networks: networks.into_iter().flatten().collect(), containers, asked });
         (changes, told)
     }
 }

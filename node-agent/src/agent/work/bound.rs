@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use policy::evaluate::Scene;
-use policy::{PolicySet, Rule};
+use policy::status::Preview;
+use policy::{PolicySet, Rule, bind};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
@@ -56,6 +57,19 @@ impl Work {
             let (own_us, since_event_us) = (micros(own), since_event.map(micros));
             debug!(container = join.container, bridge = join.bridge, own_us, since_event_us, "bound");
         }
+    }
+
+    /// What a plan would end here, and who has no policy in it.
+    pub(super) fn preview(&self, set: &PolicySet) -> std::io::Result<Preview> {
+        let now = Timestamp::now();
+        let inventory = &self.snapshot.inventory;
+        let scene = Scene { set, networks: &self.networks, now };
+        let living = enforce::living::read(&bind(set, inventory, now), inventory)?;
+        let ended = policy::revoke::preview(&scene, living.iter().map(|(_, one)| one));
+        let unapproved =
+            |w: &&policy::Workload| matches!(scene.standing(w), policy::Standing::Enforce(_)) && !set.policies.contains_key(*w);
+        let unlearned: BTreeSet<_> = self.networks.keys().filter(unapproved).cloned().collect();
+        Ok(Preview { ended, unlearned: unlearned.into_iter().collect() })
     }
 
     /// Returns how many connections were ended, if the living were judged.

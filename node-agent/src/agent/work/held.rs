@@ -76,10 +76,18 @@ impl Work {
         self.failing = None;
         if self.enforcer.is_settled() {
             self.tied(applied.adrift);
+        } else {
+            self.unsettled = true;
         }
     }
 
-    /// The bridges follow the tables, once nobody waits to be bound.
+    /// Whether anything was bound since this was asked last that the bridges are to follow.
+    pub(super) fn bound_since(&mut self) -> bool {
+        std::mem::take(&mut self.unsettled) && !self.enforcer.is_settled()
+    }
+
+    /// The bridges follow the tables. Each of their changes waits for the lock of all interfaces, which the engine holds again and again
+    /// while containers start, and nobody is to wait with it to be bound.
     pub(super) fn settle(&mut self) {
         if self.enforcer.is_settled() || self.failing.is_some() {
             return;
