@@ -9,6 +9,7 @@ use lab::frame::{self, Frames};
 use lab::{Echo, Member, Netns, Server, needs_root};
 use node_agent::enforce::{Drift, Enforcer};
 use policy::Mode;
+use policy::ruleset::Change;
 
 use crate::guard::{datagram, icmpv6};
 use crate::stage::{Policy, apply, enforcer, inventory, mac_of, settled};
@@ -95,6 +96,40 @@ fn a_mac_address_is_tied_to_its_port_while_it_is_bound_and_others_entries_stay()
     drop(second);
     enforcer(&host).remove().unwrap();
     assert_eq!(sticky(&host), before, "down: as it was");
+}
+
+#[test]
+fn who_is_bound_is_reached_at_once_and_its_port_is_tied_when_the_bridges_follow() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b"]).allow("a", "b", "tcp/80");
+    let [alone, both] = [vec![("a", &a)], vec![("a", &a), ("b", &b)]].map(|members| policy.bind(&inventory(&[(&bridge, &members)])));
+    let _server = Server::tcp_echo(&b.netns, SocketAddr::new(b.v4.into(), 80));
+    let opens = || a.netns.connect(SocketAddr::new(b.v4.into(), 80), Duration::from_millis(700)).is_ok();
+    let tied = |member: &Member| sticky(&host).iter().any(|line| line.starts_with(&mac_text(member.mac)));
+    let learns = |member: &Member| host.ip(&format!("-d link show {}", member.port)).contains("learning on");
+    let mut enforcer = enforcer(&host);
+    // Once before, so that every set is there and elements are all that comes.
+    apply(&mut enforcer, &both);
+    apply(&mut enforcer, &alone);
+    assert!(!opens() && !tied(&b) && learns(&b));
+
+    let comes = Change::between(&alone, &both);
+    enforcer.begin(&both, &comes).unwrap();
+    assert!(opens() && !tied(&b) && learns(&b) && !enforcer.is_settled());
+    assert_eq!(enforcer.verify().unwrap(), vec![], "what is still to be done is no drift");
+    assert_eq!(enforcer.settle(&both).unwrap(), Default::default());
+    assert!(opens() && tied(&b) && !learns(&b) && enforcer.is_settled());
+
+    let goes = Change::between(&both, &alone);
+    enforcer.begin(&alone, &goes).unwrap();
+    assert!(!opens() && tied(&b));
+    // Came and went before anybody looked.
+    enforcer.begin(&both, &comes).unwrap();
+    enforcer.begin(&alone, &goes).unwrap();
+    enforcer.settle(&alone).unwrap();
+    assert!(tied(&a) && !tied(&b) && learns(&b));
+    assert_eq!(enforcer.verify().unwrap(), vec![]);
 }
 
 #[test]
