@@ -4,6 +4,9 @@
 //! Everything else may be right, and is said.
 
 mod said;
+#[cfg(test)]
+mod tests;
+mod uses;
 
 use std::collections::BTreeMap;
 
@@ -78,6 +81,17 @@ pub fn covers(wide: &Rule, narrow: &Rule) -> bool {
     peer && ports && time
 }
 
+/// Those of rules in order that a rule about this peer may cover: they stand side by side, since networks sort by their first address.
+pub(crate) fn within<'r, 'a>(rules: &'r [&'a Rule], peer: &Peer) -> &'r [&'a Rule] {
+    let last = match peer {
+        Peer::Workload(_) | Peer::Host => peer.clone(),
+        Peer::Outside(net) => Peer::address(net.broadcast()),
+    };
+    let begin = rules.partition_point(|rule| rule.peer < *peer);
+    let end = rules.partition_point(|rule| rule.peer <= last);
+    &rules[begin..end.max(begin)]
+}
+
 /// An edge between two workloads of which one side is approved and the other is not.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -128,14 +142,12 @@ impl std::fmt::Display for HalfApproved {
 pub fn half_approved(policies: &BTreeMap<Workload, WorkloadPolicy>, now: Timestamp) -> Vec<HalfApproved> {
     let mut halves = Vec::new();
     for (workload, policy) in policies {
+        let this = Peer::Workload(workload.clone());
         for (direction, other) in [(Direction::Egress, Direction::Ingress), (Direction::Ingress, Direction::Egress)] {
             for rule in policy.rules(direction).iter().filter(|rule| rule.in_force(now)) {
                 let Peer::Workload(peer) = &rule.peer else { continue };
-                let answers = |answer: &Rule| {
-                    let of_workload = matches!(&answer.peer, Peer::Workload(named) if named == workload);
-                    of_workload && answer.in_force(now) && overlap(answer.ports, rule.ports)
-                };
-                if policies.get(peer).is_some_and(|policy| policy.rules(other).iter().any(answers)) {
+                let answers = |answer: &Rule| answer.in_force(now) && overlap(answer.ports, rule.ports);
+                if policies.get(peer).is_some_and(|policy| policy.about(other, &this).any(answers)) {
                     continue;
                 }
                 let (from, to) = match direction {

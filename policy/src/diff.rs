@@ -7,7 +7,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::check::covers;
+use crate::check::{covers, within};
 use crate::guardrail::{self, Guardrail};
 use crate::policy_set::{Direction, PolicySet, Quarantine, Rule, WorkloadPolicy};
 use crate::segment::Segment;
@@ -239,9 +239,19 @@ pub fn suggestion(suggestion: &Suggestion, set: &PolicySet, now: Timestamp) -> S
         let rule = Sided { direction: proposed.direction, rule: proposed.rule.clone() };
         lines.push(Line { sign, rule, id: proposed.id.clone() });
     }
+    let proposed = |direction| {
+        let of_this = suggestion.rules.iter().filter(|proposed| proposed.direction == direction);
+        let mut rules: Vec<&Rule> = of_this.map(|proposed| &proposed.rule).collect();
+        rules.sort_unstable();
+        rules
+    };
+    let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(proposed);
     for rule in sided(in_force).into_iter().filter(|rule| rule.rule.in_force(now)) {
-        let proposed = |line: &Line| line.rule.direction == rule.direction && covers(&rule.rule, &line.rule.rule);
-        if !lines.iter().any(proposed) {
+        let proposed = match rule.direction {
+            Direction::Ingress => &ingress,
+            Direction::Egress => &egress,
+        };
+        if !within(proposed, &rule.rule.peer).iter().any(|narrow| covers(&rule.rule, narrow)) {
             lines.push(Line { sign: Sign::NotProposed, rule, id: String::new() });
         }
     }

@@ -231,7 +231,7 @@ pub fn newly(before: &PolicySet, after: &PolicySet) -> Vec<Breach> {
     let mut breaches = breaches(after);
     breaches.retain(|Breach { workload, direction, rule, .. }| {
         let had = before.policies.get(workload);
-        !had.is_some_and(|policy| policy.rules(*direction).iter().any(|wide| covers(wide, rule)))
+        !had.is_some_and(|policy| policy.about(*direction, &rule.peer).any(|wide| covers(wide, rule)))
     });
     breaches
 }

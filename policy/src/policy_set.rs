@@ -167,17 +167,12 @@ impl WorkloadPolicy {
         }
     }
 
-    /// Those rules of one side that may cover another rule about this peer.
-    pub(crate) fn about(&self, direction: Direction, peer: &Peer) -> impl Iterator<Item = &Rule> {
-        let first = match peer {
-            Peer::Workload(_) | Peer::Host => peer.clone(),
-            Peer::Outside(_) => Peer::Outside(IpNet::default()),
-        };
-        let from = Rule { peer: first.clone(), ports: Ports::LEAST, until: None };
-        self.rules(direction).range(from..).take_while(move |rule| match (&rule.peer, &first) {
-            (Peer::Outside(_), Peer::Outside(_)) => true,
-            (named, peer) => named == peer,
-        })
+    /// Those rules of one side that may cover another rule about this peer, in their order.
+    pub(crate) fn about(&self, direction: Direction, peer: &Peer) -> Box<dyn Iterator<Item = &Rule> + '_> {
+        match peer {
+            Peer::Workload(_) | Peer::Host => Box::new(self.naming(direction, peer.clone())),
+            Peer::Outside(net) => Box::new(self.holding(direction, net.network())),
+        }
     }
 
     /// The first rule of one side, in their order, that allows a connection with this other end.

@@ -4,12 +4,35 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use policy::FlowGraph;
 use policy::learn::{Context, Halves, Kept, Learner};
+use policy::review::{self, Choice, Reading};
+use policy::suggestion::Severity;
+use policy::{FlowGraph, PolicySet, Workload};
 
 use crate::figures::{Samples, Table, grouped, time};
 use crate::process::{forget_peak, megabytes, on_cpu, used};
 use crate::world;
+
+/// The largest workload's suggestion approved whole, and what comes after it.
+fn approved(graph: &FlowGraph, context: &Context, largest: &Workload) -> [String; 5] {
+    let timed = |work: &mut dyn FnMut()| {
+        let begun = on_cpu();
+        work();
+        time(on_cpu() - begun)
+    };
+    let suggestion = Learner::new(graph, context, &Halves::of(context)).suggest(largest);
+    let blocking = suggestion.findings.iter().filter(|finding| finding.severity == Severity::Blocking);
+    let accept = blocking.map(|finding| finding.code.clone()).collect();
+    let reading = Reading { digest: suggestion.digest.clone(), choice: Choice::Whole, accept };
+    let mut set = PolicySet::default();
+    let approve = timed(&mut || set = review::approve(&set, &suggestion, &reading).expect("read as it is").set);
+    let context = Context { policies: set.policies.clone(), ..context.clone() };
+    let mut halves = Halves::default();
+    let half = timed(&mut || halves = Halves::of(&context));
+    let learned = timed(&mut || drop(black_box(Learner::new(graph, &context, &halves).renew(largest, None))));
+    let beside = timed(&mut || drop(black_box(policy::diff::suggestion(&suggestion, &set, context.now))));
+    [grouped(suggestion.rules.len() as f64), approve, half, learned, beside]
+}
 
 pub(crate) fn run(short: bool) {
     let mut table = Table::new(&[
@@ -24,6 +47,8 @@ pub(crate) fn run(short: bool) {
         "p99",
         "the largest",
     ]);
+    let mut with_policy =
+        Table::new(&["rules", "approve all", "which are half approved", "learned again, one thread", "beside what is in force"]);
     let sizes: &[(usize, usize)] = if short { &[(1_000, 10_000)] } else { &[(1_000, 100_000), (10_000, 1_000_000)] };
     let memory = || used(std::process::id());
     for &(workloads, edges) in sizes {
@@ -54,7 +79,7 @@ pub(crate) fn run(short: bool) {
         let by_all_cores = controller::hub::outlines(learner, &all, &mut Kept::new());
         let together = begun.elapsed().as_secs_f64();
         assert_eq!(by_all_cores.len(), outlines.len());
-        drop((black_box(outlines), by_all_cores));
+        drop(by_all_cores);
         let begun = on_cpu();
         learner.workloads().into_iter().for_each(|workload| drop(black_box(learner.suggest(workload))));
         let full = on_cpu() - begun;
@@ -70,6 +95,8 @@ pub(crate) fn run(short: bool) {
             }
             again.push(on_cpu() - begun);
         }
+        let rules = outlines.iter().max_by_key(|outline| outline.rules).map(|outline| outline.workload.clone());
+        with_policy.row(approved(&graph, &context, &rules.expect("somebody talks")));
         table.row([
             grouped(workloads as f64),
             grouped(edges as f64),
@@ -84,4 +111,6 @@ pub(crate) fn run(short: bool) {
         ]);
     }
     table.print();
+    println!("\nThe workload with the most rules, all of them approved:\n");
+    with_policy.print();
 }

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::uses::Uses;
 use super::{BREAKS_GUARDRAIL, Material, Proposal, covers};
 use crate::estimate::spoken;
-use crate::graph::Seen;
 use crate::guardrail::{self, Guardrail};
 use crate::learn::Why;
 use crate::learn::digest::rule_id;
@@ -265,26 +265,17 @@ fn marked(m: &Material<'_>, found: &mut Vec<Finding>) {
     }
 }
 
-/// Whether a rule means this use of one side.
-fn means(rule: &Rule, direction: Direction, m: &Material<'_>, seen: &Seen<'_>) -> bool {
-    let own = |end: &Endpoint| end.workload() == Some(m.workload);
-    let (own, peer) = match direction {
-        Direction::Egress => (own(seen.from), seen.to),
-        Direction::Ingress => (own(seen.to), seen.from),
-    };
-    own && rule.ports.holds(seen.service) && rule.peer.holds(peer)
-}
-
 fn in_force(m: &Material<'_>, found: &mut Vec<Finding>) {
     let Some(policy) = m.policy else { return };
     for direction in [Direction::Ingress, Direction::Egress] {
-        let rules: Vec<&Rule> = policy.rules(direction).iter().filter(|rule| rule.in_force(m.now)).collect();
-        for rule in &rules {
-            if let Some(wide) = rules.iter().find(|wide| *wide != rule && covers(wide, rule)) {
+        let uses_of = Uses::of(m, direction);
+        for rule in policy.rules(direction).iter().filter(|rule| rule.in_force(m.now)) {
+            let wider = |wide: &&Rule| *wide != rule && wide.in_force(m.now) && covers(wide, rule);
+            if let Some(wide) = policy.about(direction, &rule.peer).find(wider) {
                 let text = format!("{direction} {rule} is in force and says nothing that {direction} {wide} does not say already.");
                 found.push(finding(Severity::Info, "shadowed", text));
             }
-            let uses: Vec<_> = m.used.iter().filter(|seen| means(rule, direction, m, seen)).collect();
+            let uses = uses_of.meant(rule);
             let needed = m.rules.iter().any(|r| r.origin == Origin::NeededByEngine && r.direction == direction && covers(rule, &r.rule));
             if uses.is_empty() && !needed {
                 let text = format!("{direction} {rule} is in force and was not seen in use.");

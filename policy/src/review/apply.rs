@@ -217,10 +217,9 @@ pub fn approve(set: &PolicySet, suggestion: &Suggestion, reading: &Reading) -> R
     let mut next = set.clone();
     let policy = next.policies.entry(workload.clone()).or_insert_with(|| WorkloadPolicy::empty(workload.clone()));
     for proposed in &rules {
-        let side = policy.rules_mut(proposed.direction);
         // What a wider rule allows already is not written a second time.
-        if !side.iter().any(|rule| covers(rule, &proposed.rule)) {
-            side.insert(proposed.rule.clone());
+        if !policy.about(proposed.direction, &proposed.rule.peer).any(|rule| covers(rule, &proposed.rule)) {
+            policy.rules_mut(proposed.direction).insert(proposed.rule.clone());
         }
     }
     let mut reviewed = Reviewed::of(set, next)?;
