@@ -269,6 +269,8 @@ fn in_force(m: &Material<'_>, found: &mut Vec<Finding>) {
     let Some(policy) = m.policy else { return };
     for direction in [Direction::Ingress, Direction::Egress] {
         let uses_of = Uses::of(m, direction);
+        let needed = m.rules.iter().filter(|r| r.origin == Origin::NeededByEngine && r.direction == direction);
+        let needed: Vec<&Rule> = needed.map(|r| &r.rule).collect();
         for rule in policy.rules(direction).iter().filter(|rule| rule.in_force(m.now)) {
             let wider = |wide: &&Rule| *wide != rule && wide.in_force(m.now) && covers(wide, rule);
             if let Some(wide) = policy.about(direction, &rule.peer).find(wider) {
@@ -276,8 +278,7 @@ fn in_force(m: &Material<'_>, found: &mut Vec<Finding>) {
                 found.push(finding(Severity::Info, "shadowed", text));
             }
             let uses = uses_of.meant(rule);
-            let needed = m.rules.iter().any(|r| r.origin == Origin::NeededByEngine && r.direction == direction && covers(rule, &r.rule));
-            if uses.is_empty() && !needed {
+            if uses.is_empty() && !needed.iter().any(|needed| covers(rule, needed)) {
                 let text = format!("{direction} {rule} is in force and was not seen in use.");
                 found.push(finding(Severity::Info, "not-seen", text));
                 continue;
