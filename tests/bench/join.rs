@@ -284,7 +284,7 @@ pub(crate) fn run(short: bool) {
         Err(why) => return println!("not measured: {why}\n"),
     };
     let mut host = Host::on(&engine);
-    host.set("BULKHEAD_LOG", "info,node_agent::agent::work::bound=debug,node_agent::inventory=debug");
+    host.set("BULKHEAD_LOG", "info,node_agent::agent::work::bound=debug");
     let _up = host.up();
     let (server, _server) = stage(&engine, &host);
     let (seen, capture) = watch(&engine, server);

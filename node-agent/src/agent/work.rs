@@ -41,7 +41,8 @@ const FULL_COMPARE_EVERY: Duration = Duration::from_secs(300);
 /// How soon the controller hears of what moved. Of a burst it hears once: to give account takes longer than to bind, and the next
 /// container waits for it.
 const TELL_AFTER: Duration = Duration::from_millis(50);
-/// The bridges follow what is bound once nobody else came for so long, and after so long in any case: see [`Work::settle`].
+/// The bridges follow what is bound once nobody else came for so long, and after so long as soon as nobody waits to be bound: see
+/// [`Work::settle`].
 const SETTLED_AFTER: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 /// How often the agent looks at itself.
 const PULSE: Duration = Duration::from_secs(1);

@@ -40,7 +40,8 @@ const ABREAST: usize = 64;
 const AGAIN: (usize, usize) = (64, 8);
 /// Events taken at once: a `compose up` of fifty containers is some four hundred.
 const BATCH: usize = 64;
-/// Batches that the engine is asked about at the same time: who joins while it is slow to answer must not wait for that answer as well.
+/// Batches that the engine is asked about at the same time, so that who joins while it is slow to answer is asked about meanwhile. The
+/// answers are taken in the order of the events.
 const ASKED_AT_ONCE: usize = 4;
 
 /// Why a session with the engine ended.
