@@ -107,10 +107,18 @@ pub(super) fn table_state(socket: &mut NftSocket, family: Family) -> Result<Opti
 
 /// The ruleset's generation: it grows by one with every transaction of anybody in this namespace.
 pub(super) fn generation(socket: &mut NftSocket) -> Result<u32, SocketError> {
-    let what = "the generation".to_owned();
-    let found = socket.ask(Family::Inet, libc::NFT_MSG_GETGEN as u8, &[], false, &what)?;
-    let attributes = found.and_then(|found| found.into_iter().next()).ok_or_else(|| SocketError::Unreadable { what: what.clone() })?;
-    find(&attributes, 1).and_then(as_be32).ok_or(SocketError::Unreadable { what })
+    generation_of(socket.ask_each(vec![which_generation()])?.pop().flatten())
+}
+
+fn which_generation() -> Question {
+    Question { family: Family::Inet, kind: libc::NFT_MSG_GETGEN as u8, attributes: Vec::new(), what: "the generation".to_owned() }
+}
+
+/// NFTA_GEN_ID
+fn generation_of(answer: Option<Vec<u8>>) -> Result<u32, SocketError> {
+    let attributes = answer.as_deref().and_then(read);
+    let id = attributes.and_then(|attributes| find(&attributes, 1).and_then(as_be32));
+    id.ok_or_else(|| SocketError::Unreadable { what: "the generation".to_owned() })
 }
 
 /// Reads one table whole and says how it differs from the model. The forms of its rules are returned to be remembered, or are
@@ -302,7 +310,7 @@ fn compare_elements(
     Ok(())
 }
 
-/// Questions sent at once: the answers to so many wait in the socket's buffer.
+/// Elements asked for at once: the answers to so many wait in the socket's buffer.
 const ASKED_AT_ONCE: usize = 1024;
 
 /// Asks for the elements that edits added or removed, and for nothing else. Also says the generation after them.
@@ -315,7 +323,7 @@ pub(super) fn compare_edits(socket: &mut NftSocket, held: &Tables, edits: &Edits
         let gone = edit.removed.keys().filter(|key| !set.intervals && !edit.added.contains_key(*key));
         asked.extend(gone.map(|key| (*family, name, set, key, None)));
     }
-    let mut drift = Vec::new();
+    let (mut drift, mut after) = (Vec::new(), None);
     for asked in asked.chunks(ASKED_AT_ONCE) {
         let question = |(family, name, _, key, _): &(Family, &String, &Set, &Key, Option<Value>)| {
             let mut one = Vec::new();
@@ -327,7 +335,9 @@ pub(super) fn compare_edits(socket: &mut NftSocket, held: &Tables, edits: &Edits
                 what: format!("set {name}"),
             }
         };
-        let answers = socket.ask_each(asked.iter().map(question).collect())?;
+        // In one go: each call of the kernel is a part of what one rule more takes.
+        let mut answers = socket.ask_each(asked.iter().map(question).chain([which_generation()]).collect())?;
+        after = Some(generation_of(answers.pop().flatten())?);
         for ((family, name, set, key, wanted), answer) in asked.iter().zip(answers) {
             let found = match answer {
                 Some(body) => held::carried(&body).map_err(|_| SocketError::Unreadable { what: format!("set {name}") })?,
@@ -343,7 +353,8 @@ pub(super) fn compare_edits(socket: &mut NftSocket, held: &Tables, edits: &Edits
             drift.push(Drift::Element { table, set: (*name).clone(), element: show(&set.key, key), what });
         }
     }
-    Ok((generation(socket)?, drift))
+    let after = after.map_or_else(|| generation(socket), Ok)?;
+    Ok((after, drift))
 }
 
 /// Any bytes as an answer of the kernel, for the fuzz targets: as each dump reads its own.

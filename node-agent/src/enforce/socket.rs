@@ -253,14 +253,15 @@ impl NftSocket {
         Err(SocketError::Restless { what: what.to_owned() })
     }
 
-    /// Many questions about single things at once, each answered or `None` if there is no such thing, in their order.
+    /// Many questions about single things at once, each answered or `None` if there is no such thing, in their order. Each is answered
+    /// by one message or one error, so that no acknowledgement is asked for, which would be a datagram more.
     pub(super) fn ask_each(&mut self, questions: Vec<Question>) -> Result<Vec<Option<Vec<u8>>>, SocketError> {
         let first = self.sequence.wrapping_add(1);
         let mut found = vec![None; questions.len()];
         let mut buffer = Vec::new();
         for question in &questions {
             let sequence = self.next();
-            append(&mut buffer, nft(question.family, question.kind, question.attributes.clone()), NLM_F_REQUEST | NLM_F_ACK, sequence);
+            append(&mut buffer, nft(question.family, question.kind, question.attributes.clone()), NLM_F_REQUEST, sequence);
         }
         self.socket.send_to(&buffer, &SocketAddr::new(0, 0), 0)?;
         let mut open = questions.len();
@@ -270,12 +271,12 @@ impl NftSocket {
                 match part.map_err(|_| SocketError::Unreadable { what: "single elements".to_owned() })? {
                     Part::Message(message) => {
                         if let Some(found) = found.get_mut(index(message.sequence)) {
+                            open -= usize::from(found.is_none());
                             *found = Some(message.attributes.0.to_vec());
                         }
                     }
                     Part::Answer { sequence, errno } => match (questions.get(index(sequence)), errno) {
-                        (None, _) => {}
-                        (Some(_), 0) => open -= 1,
+                        (None, _) | (_, 0) => {}
                         (Some(_), errno) if errno == -libc::ENOENT => open -= 1,
                         (Some(question), errno) => {
                             self.drain();
