@@ -86,6 +86,20 @@ fn a_mac_address_is_tied_to_its_port_while_it_is_bound_and_others_entries_stay()
     first.repair(&policy.bind(&inventory)).unwrap();
     assert_eq!((sticky(&host).len(), first.verify().unwrap()), (3, vec![]));
 
+    let learns_again = |how: &str| drop(host.check(Command::new("bridge").args(["link", "set", "dev", &a.port]).args(how.split(' '))));
+    for how in ["learning on", "mcast_router 1"] {
+        learns_again(how);
+        assert_eq!(first.verify().unwrap(), vec![Drift::Learns { port: a.port.clone() }], "{how}");
+        first.repair(&policy.bind(&inventory)).unwrap();
+        assert_eq!(first.verify().unwrap(), vec![], "{how}");
+    }
+    // The same while no agent lives.
+    learns_again("learning on");
+    drop(first);
+    let mut first = enforcer(&host);
+    apply(&mut first, &policy.bind(&inventory));
+    assert_eq!((sticky(&host).len(), first.verify().unwrap()), (3, vec![]));
+
     // A killed agent, and a next one with a plan that guards nothing any more.
     drop(first);
     let mut second = enforcer(&host);

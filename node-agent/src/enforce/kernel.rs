@@ -73,6 +73,11 @@ pub enum Drift {
         /// The address.
         mac: [u8; 6],
     },
+    /// A bound port learns MAC addresses again, or may be a multicast router's.
+    Learns {
+        /// Its name.
+        port: String,
+    },
 }
 
 impl fmt::Display for Drift {
@@ -83,6 +88,7 @@ impl fmt::Display for Drift {
             Self::Rules { table, chain } => write!(f, "table {table}: the rules of chain {chain} were changed"),
             Self::Set { table, set, what } => write!(f, "table {table}: set {set} {what}"),
             Self::Port { port } => write!(f, "port {port} is another interface than the one that was bound"),
+            Self::Learns { port } => write!(f, "port {port} learns again who is behind it, or may be a multicast router's"),
             Self::Station { port, mac } => write!(f, "the bridge no longer keeps {} at port {port}", show_mac(mac)),
             Self::Element { table, set, element, what } => write!(f, "table {table}: set {set}: element {element} {what}"),
         }

@@ -69,11 +69,19 @@ impl LinkReader {
         Ok(Self { socket })
     }
 
+    /// What the kernel says of each link.
+    pub(super) fn all(&self) -> io::Result<impl Iterator<Item = LinkMessage>> {
+        let answers = self.ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
+        Ok(answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
+            _ => None,
+        }))
+    }
+
     /// All links as they are now.
     pub(super) fn read(&self) -> io::Result<Links> {
         let mut links = BTreeMap::new();
-        for answer in self.ask(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)? {
-            let RouteNetlinkMessage::NewLink(link) = answer else { continue };
+        for link in self.all()? {
             let name = link.attributes.iter().find_map(|attribute| match attribute {
                 LinkAttribute::IfName(name) => Some(name.clone()),
                 _ => None,

@@ -368,10 +368,12 @@ impl Nftables {
             return Ok(BTreeSet::new());
         }
         let sticky = stations::read(&self.links).map_err(EnforceError::Links)?.sticky;
+        let learning = stations::learning(&self.links).map_err(EnforceError::Links)?;
         let ours = pinned.into_iter().filter_map(|(port, mac)| Some(Station { port: links.index(&port)?, mac }));
-        let (tied, loose): (_, BTreeSet<Station>) = ours.partition(|station| sticky.contains(station));
+        let whole = |station: &Station| sticky.contains(station) && !learning.contains(&station.port);
+        let (tied, loose): (_, BTreeSet<Station>) = ours.partition(whole);
         for station in loose {
-            // Somebody took the entry alone.
+            // Somebody took the entry alone, or let the port learn again.
             stations::learns(&self.links, station.port, true).map_err(EnforceError::Links)?;
         }
         Ok(tied)
@@ -470,6 +472,9 @@ impl Enforcer for Nftables {
         let moved = held.ports.iter().filter(|(port, index)| links.index(port).is_some_and(|now| Some(now) != **index));
         all.extend(moved.map(|(port, _)| Drift::Port { port: port.clone() }));
         let names = links.names();
+        let learning = stations::learning(&self.links).map_err(EnforceError::Links)?;
+        let learns = self.stations.iter().filter(|station| learning.contains(&station.port));
+        all.extend(learns.filter_map(|station| Some(Drift::Learns { port: names.get(&station.port)?.clone() })));
         // A port that is gone took its entry along, and a bound one that is gone is unbound in a moment.
         let loose = self.stations.difference(&sticky).filter_map(|station| Some((names.get(&station.port)?, station.mac)));
         all.extend(loose.map(|(port, mac)| Drift::Station { port: port.clone(), mac }));

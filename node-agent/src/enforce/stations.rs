@@ -109,6 +109,18 @@ pub(super) fn learns(links: &LinkReader, port: u32, does: bool) -> io::Result<()
     gone(links.ask(RouteNetlinkMessage::NewLink(link), NLM_F_ACK))
 }
 
+/// Ports that learn, or may be a multicast router's, by their index.
+pub(super) fn learning(links: &LinkReader) -> io::Result<BTreeSet<u32>> {
+    let learns = |of_port: &InfoBridgePort| match of_port {
+        InfoBridgePort::Learning(does) => *does,
+        InfoBridgePort::MulticastRouter(router) => *router != BridgeMulticastRouterType::Disabled,
+        _ => false,
+    };
+    let info = |info: &LinkInfo| matches!(info, LinkInfo::PortData(InfoPortData::BridgePort(data)) if data.iter().any(learns));
+    let port = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkInfo(infos) if infos.iter().any(info));
+    Ok(links.all()?.filter(|link| link.attributes.iter().any(port)).map(|link| link.header.index).collect())
+}
+
 /// EINVAL and EOPNOTSUPP: the interface is no port any more, and what was of the port went when it ceased to be one.
 fn gone(answer: io::Result<Vec<RouteNetlinkMessage>>) -> io::Result<()> {
     match answer {
