@@ -97,6 +97,10 @@ fn denied_packets_are_counted_by_reason_side_and_pair() {
     let of_web: Vec<_> = of_web.map(|((_, pair), packets)| (pair.from.1, pair.to.1, pair.protocol, pair.port, *packets)).collect();
     let (from, to) = (web.v4.into(), db.v4.into());
     assert_eq!(of_web, [(from, to, 17, 1_000, 2), (from, to, 17, 1_001, 2)]);
+    // What could not be taken up is told again.
+    assert!(enforcer.counts().unwrap().pairs.is_empty());
+    enforcer.count_again();
+    assert_eq!(enforcer.counts().unwrap().pairs, counts.pairs);
 
     let policy = policy.quarantine("web");
     apply(&mut enforcer, &policy.bind(&inventory));

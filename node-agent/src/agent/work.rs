@@ -325,7 +325,10 @@ impl Work {
         }
         let names = match enforce::Links::read() {
             Ok(links) => links.names(),
-            Err(error) => return self.alarm(format!("denied packets cannot be counted: {error}")),
+            Err(error) => {
+                self.enforcer.count_again();
+                return self.alarm(format!("denied packets cannot be counted: {error}"));
+            }
         };
         self.denied_in = Some(Arc::clone(&self.snapshot));
         let (inventory, leases) = (&self.snapshot.inventory, &self.snapshot.leases);

@@ -245,10 +245,15 @@ impl Nftables {
         let mut counts = count::totals(&mut self.socket).map_err(EnforceError::Unreadable)?;
         // Mostly nothing was denied, and thousands of rows need not be read to know it.
         if counts.total != self.counted {
-            self.counted.clone_from(&counts.total);
             count::rows(&mut self.socket, &mut counts).map_err(EnforceError::Unreadable)?;
+            self.counted.clone_from(&counts.total);
         }
         Ok(counts)
+    }
+
+    /// What was counted last could not be taken up: its rows are to be given again.
+    pub fn count_again(&mut self) {
+        self.counted.clear();
     }
 
     fn result(&mut self, changed: usize, rules_written: bool, absent: BTreeSet<String>) -> Result<Applied, EnforceError> {
