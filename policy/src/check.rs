@@ -52,7 +52,29 @@ pub(crate) struct Material<'a> {
     /// How many edges of `shown` are not listed one by one.
     pub(crate) unlisted: usize,
     pub(crate) stable_hours: u32,
+    /// Rules of its policy that are to be spoken of.
+    pub(crate) in_force: Option<InForce<'a>>,
+}
+
+/// Some rules of a workload's policy, all of them in force.
+#[derive(Clone, Copy)]
+pub(crate) struct InForce<'a> {
+    pub(crate) workload: &'a Workload,
+    pub(crate) policy: &'a WorkloadPolicy,
+    pub(crate) guardrails: &'a BTreeMap<String, Guardrail>,
+    pub(crate) rules: &'a [(Direction, &'a Rule)],
+    /// Every edge in use that one of them means, and others.
+    pub(crate) used: &'a [Seen<'a>],
+    /// What is proposed, as far as the engine needs it for what one of them covers, and more.
+    pub(crate) proposals: &'a [Proposal],
     pub(crate) now: Timestamp,
+}
+
+impl InForce<'_> {
+    /// What is to be said of them.
+    pub(crate) fn findings(&self) -> Vec<Finding> {
+        said::in_force(self)
+    }
 }
 
 /// The findings, the heaviest first.

@@ -28,7 +28,7 @@ use self::draft::{Draft, Read, edges_of};
 use self::outside::Choice;
 pub use self::parts::{Kept, Parts};
 pub(crate) use self::sort::Why;
-use crate::check::{self, HalfApproved, Material, Proposal, half_approved};
+use crate::check::{self, HalfApproved, InForce, Material, Proposal, half_approved};
 use crate::estimate::{self, Sums};
 use crate::evidence::Evidence;
 use crate::graph::{EdgeKey, FlowGraph, Seen};
@@ -147,7 +147,7 @@ impl<'a> Learner<'a> {
     pub fn outline(&self, workload: &Workload) -> Outline {
         let Learned { read, proposals, findings, phase, revision, digest, .. } = self.learn(workload);
         let undecided = proposals.iter().filter(|proposal| proposal.state == RuleState::Undecided).count();
-        outlined(workload, (revision, digest), phase, (proposals.len(), undecided), &findings, read.updated)
+        outlined(workload, (revision, digest), phase, (proposals.len(), undecided), weigh(&findings), read.updated)
     }
 
     fn learn(&self, workload: &Workload) -> Learned<'a> {
@@ -162,6 +162,8 @@ impl<'a> Learner<'a> {
             shown: &read.shown,
             unlisted: read.shown.len() - shown.0.len(),
             choices: &read.choices,
+            in_force: &self.in_force(workload),
+            in_use: &read.used,
         };
         let (findings, coverage, phase) = self.judge(workload, &proposals, seen);
         let digest = digest::digest(workload, &proposals, options, &findings, self.large);
@@ -198,8 +200,9 @@ impl<'a> Learner<'a> {
 
     /// What a person should know, and how far the learning is.
     fn judge(&self, workload: &Workload, rules: &[Proposal], seen: SeenOf<'_>) -> (Vec<Finding>, Coverage, Phase) {
-        let SeenOf { used, sums, shown, unlisted, choices } = seen;
+        let SeenOf { used, sums, shown, unlisted, choices, in_force, in_use } = seen;
         let context = self.context;
+        let policy = context.policies.get(workload);
         let (options, window) = (context.options_of(workload), context.windows.get(workload));
         let known = context.workloads.get(workload);
         let (mut coverage, phase) = estimate::coverage(sums, window, options);
@@ -209,7 +212,7 @@ impl<'a> Learner<'a> {
         let material = Material {
             workload,
             known,
-            policy: context.policies.get(workload),
+            policy,
             guardrails: &context.guardrails,
             rules,
             used,
@@ -220,9 +223,28 @@ impl<'a> Learner<'a> {
             coverage: &coverage,
             unlisted,
             stable_hours: options.stable_hours,
-            now: context.now,
+            in_force: policy.map(|policy| self.in_force_of(workload, policy, in_force, in_use, rules)),
         };
         (check::findings(&material), coverage, phase)
+    }
+
+    /// All rules of a workload's policy that are in force.
+    fn in_force(&self, workload: &Workload) -> Vec<(Direction, &'a Rule)> {
+        let Some(policy) = self.context.policies.get(workload) else { return Vec::new() };
+        let sides = [Direction::Ingress, Direction::Egress].into_iter();
+        let rules = sides.flat_map(|direction| policy.rules(direction).iter().map(move |rule| (direction, rule)));
+        rules.filter(|(_, rule)| rule.in_force(self.context.now)).collect()
+    }
+
+    fn in_force_of<'b>(
+        &'b self,
+        workload: &'b Workload,
+        policy: &'b WorkloadPolicy,
+        rules: &'b [(Direction, &'b Rule)],
+        used: &'b [Seen<'b>],
+        proposals: &'b [Proposal],
+    ) -> InForce<'b> {
+        InForce { workload, policy, guardrails: &self.context.guardrails, rules, used, proposals, now: self.context.now }
     }
 
     fn revision(&self, workload: &Workload, digest: &str) -> u64 {
@@ -255,6 +277,17 @@ struct SeenOf<'a> {
     shown: &'a [(Seen<'a>, Why)],
     unlisted: usize,
     choices: &'a [Choice],
+    /// Rules in force that are to be spoken of, and the edges in use that they mean, with others.
+    in_force: &'a [(Direction, &'a Rule)],
+    in_use: &'a [Seen<'a>],
+}
+
+/// How many findings there are: blocking, warnings, the rest.
+type Weights = (u64, u64, u64);
+
+fn weigh(findings: &[Finding]) -> Weights {
+    let of = |severity| findings.iter().filter(|finding| finding.severity == severity).count() as u64;
+    (of(Severity::Blocking), of(Severity::Warning), of(Severity::Info))
 }
 
 fn outlined(
@@ -262,11 +295,9 @@ fn outlined(
     (revision, digest): (u64, String),
     phase: Phase,
     (rules, undecided): (usize, usize),
-    findings: &[Finding],
+    findings: Weights,
     updated: Option<Timestamp>,
 ) -> Outline {
-    let weigh = |weight| findings.iter().filter(|finding| finding.severity == weight).count() as u64;
-    let findings = (weigh(Severity::Blocking), weigh(Severity::Warning), weigh(Severity::Info));
     Outline { workload: workload.clone(), revision, digest, phase, rules: rules as u64, undecided: undecided as u64, findings, updated }
 }
 

@@ -14,7 +14,7 @@ use crate::process::{forget_peak, megabytes, on_cpu, used};
 use crate::world;
 
 /// The largest workload's suggestion approved whole, and what comes after it.
-fn approved(graph: &FlowGraph, context: &Context, largest: &Workload) -> [String; 5] {
+fn approved(graph: &FlowGraph, context: &Context, largest: &Workload) -> [String; 7] {
     let timed = |work: &mut dyn FnMut()| {
         let begun = on_cpu();
         work();
@@ -29,9 +29,22 @@ fn approved(graph: &FlowGraph, context: &Context, largest: &Workload) -> [String
     let context = Context { policies: set.policies.clone(), ..context.clone() };
     let mut halves = Halves::default();
     let half = timed(&mut || halves = Halves::of(&context));
-    let learned = timed(&mut || drop(black_box(Learner::new(graph, &context, &halves).renew(largest, None))));
+    let mut parts = None;
+    let learned = timed(&mut || parts = Learner::new(graph, &context, &halves).renew(largest, None).1);
+    let mut kept = Kept::new();
+    let mut more = Samples::default();
+    for key in suggestion.rules.iter().flat_map(|rule| rule.edges.first()).step_by(97) {
+        parts.take().into_iter().for_each(|parts| kept.put(largest.clone(), parts));
+        let begun = on_cpu();
+        kept.note(graph, [key]);
+        let (outline, renewed) = Learner::new(graph, &context, &halves).renew(largest, kept.take(largest));
+        more.push(on_cpu() - begun);
+        black_box(outline);
+        parts = renewed;
+    }
     let beside = timed(&mut || drop(black_box(policy::diff::suggestion(&suggestion, &set, context.now))));
-    [grouped(suggestion.rules.len() as f64), approve, half, learned, beside]
+    let (median, slow) = (time(more.median().value), time(more.quantile(0.99)));
+    [grouped(suggestion.rules.len() as f64), approve, half, learned, median, slow, beside]
 }
 
 pub(crate) fn run(short: bool) {
@@ -47,8 +60,15 @@ pub(crate) fn run(short: bool) {
         "p99",
         "the largest",
     ]);
-    let mut with_policy =
-        Table::new(&["rules", "approve all", "which are half approved", "learned again, one thread", "beside what is in force"]);
+    let mut with_policy = Table::new(&[
+        "rules",
+        "approve all",
+        "which are half approved",
+        "learned again, one thread",
+        "one edge more (median)",
+        "p99",
+        "beside what is in force",
+    ]);
     let sizes: &[(usize, usize)] = if short { &[(1_000, 10_000)] } else { &[(1_000, 100_000), (10_000, 1_000_000)] };
     let memory = || used(std::process::id());
     for &(workloads, edges) in sizes {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::uses::Uses;
-use super::{BREAKS_GUARDRAIL, Material, Proposal, covers};
+use super::{BREAKS_GUARDRAIL, InForce, Material, Proposal, covers};
 use crate::estimate::spoken;
 use crate::guardrail::{self, Guardrail};
 use crate::learn::Why;
@@ -25,10 +25,12 @@ fn finding(severity: Severity, code: &str, text: String) -> Finding {
 
 /// `a, b, c and 4 more`
 fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
-    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
-    let more = items.len().saturating_sub(NAMED);
-    let named = items[..items.len() - more].join(", ");
-    if more == 0 { named } else { format!("{named} and {more} more") }
+    let mut items = items.into_iter();
+    let named = items.by_ref().take(NAMED).map(|item| item.to_string()).collect::<Vec<_>>().join(", ");
+    match items.count() {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
 }
 
 /// `65536` as `65,536`.
@@ -63,7 +65,7 @@ pub(super) fn all(m: &Material<'_>) -> Vec<Finding> {
     names(m, &mut found);
     outside(m, &mut found);
     marked(m, &mut found);
-    in_force(m, &mut found);
+    found.extend(m.in_force.iter().flat_map(in_force));
     shown(m, &mut found);
     window(m, &mut found);
     found
@@ -115,19 +117,6 @@ fn guardrails(m: &Material<'_>, found: &mut Vec<Finding>) {
             named(&forbidding)
         );
         found.push(finding(severity, BREAKS_GUARDRAIL, text));
-    }
-    let Some(policy) = m.policy else { return };
-    for direction in [Direction::Ingress, Direction::Egress] {
-        for rule in policy.rules(direction).iter().filter(|rule| rule.in_force(m.now)) {
-            let forbidding = guardrail::forbidding(m.guardrails, w, direction, rule);
-            if !forbidding.is_empty() {
-                let text = format!(
-                    "{direction} {rule} is in force from before, and forbidden by {}: it stays until `bulkhead edit {w}` takes it out.",
-                    named(&forbidding)
-                );
-                found.push(finding(Severity::Warning, "in-force-breaks-guardrail", text));
-            }
-        }
     }
 }
 
@@ -244,19 +233,20 @@ fn opened(m: &Material<'_>, choice: &Choice, found: &mut Vec<Finding>) {
 }
 
 fn marked(m: &Material<'_>, found: &mut Vec<Finding>) {
-    let rules = |origin| m.rules.iter().filter(move |rule| rule.origin == origin).map(|rule| format!("{} {}", rule.direction, rule.rule));
-    let one_way: Vec<_> = rules(Origin::OneWay).collect();
-    if !one_way.is_empty() {
+    let of_origin = |origin| m.rules.iter().filter(move |rule| rule.origin == origin).peekable();
+    let words = |rule: &Proposal| format!("{} {}", rule.direction, rule.rule);
+    let mut one_way = of_origin(Origin::OneWay);
+    if one_way.peek().is_some() {
         let text = format!(
             "one-way UDP, sent repeatedly, never answered and never refused: {}. Statistics and logs look like this; so does sending into the void.",
-            list(one_way)
+            list(one_way.map(words))
         );
         found.push(finding(Severity::Warning, "one-way", text));
     }
-    let denied: Vec<_> = rules(Origin::DeniedAttempt).collect();
-    if !denied.is_empty() {
-        let text =
-            format!("denied under Enforce and never seen to work: {}. Approved only by name (--rule), never with the whole.", list(denied));
+    let mut denied = of_origin(Origin::DeniedAttempt);
+    if denied.peek().is_some() {
+        let denied = list(denied.map(words));
+        let text = format!("denied under Enforce and never seen to work: {denied}. Approved only by name (--rule), never with the whole.");
         found.push(finding(Severity::Warning, "denied-attempt", text));
     }
     if !m.halves.is_empty() {
@@ -265,50 +255,62 @@ fn marked(m: &Material<'_>, found: &mut Vec<Finding>) {
     }
 }
 
-fn in_force(m: &Material<'_>, found: &mut Vec<Finding>) {
-    let Some(policy) = m.policy else { return };
-    for direction in [Direction::Ingress, Direction::Egress] {
-        let uses_of = Uses::of(m, direction);
-        let needed = m.rules.iter().filter(|r| r.origin == Origin::NeededByEngine && r.direction == direction);
-        let needed: Vec<&Rule> = needed.map(|r| &r.rule).collect();
-        for rule in policy.rules(direction).iter().filter(|rule| rule.in_force(m.now)) {
-            let wider = |wide: &&Rule| *wide != rule && wide.in_force(m.now) && covers(wide, rule);
-            if let Some(wide) = policy.about(direction, &rule.peer).find(wider) {
-                let text = format!("{direction} {rule} is in force and says nothing that {direction} {wide} does not say already.");
-                found.push(finding(Severity::Info, "shadowed", text));
-            }
-            let uses = uses_of.meant(rule);
-            if uses.is_empty() && !needed.iter().any(|needed| covers(rule, needed)) {
-                let text = format!("{direction} {rule} is in force and was not seen in use.");
-                found.push(finding(Severity::Info, "not-seen", text));
-                continue;
-            }
-            let ports: BTreeSet<u16> = uses.iter().map(|seen| seen.service.port).collect();
-            if rule.ports.width() > 1 {
-                let text = format!(
-                    "{direction} {rule} is in force: {} of {} ports were seen in use.",
-                    ports.len(),
-                    grouped(rule.ports.width().into())
-                );
-                found.push(finding(Severity::Warning, "wider-than-observed", text));
-            }
-            if let Peer::Outside(net) = rule.peer
-                && net.prefix_len() < net.max_prefix_len()
-            {
-                let address = |end: &Endpoint| match end {
-                    Endpoint::Outside(address) | Endpoint::Unmanaged { address, .. } => Some(*address),
-                    Endpoint::Workload(_) | Endpoint::Run(_) | Endpoint::Host | Endpoint::Unknown(_) => None,
-                };
-                let seen: BTreeSet<IpAddr> = uses.iter().flat_map(|seen| [seen.from, seen.to]).filter_map(address).collect();
-                let text =
-                    format!("{direction} {rule} is in force: {} of {} addresses were seen.", grouped(seen.len() as u128), addresses(&net));
-                found.push(finding(Severity::Warning, "wider-than-observed", text));
-            }
-            if rule.until.is_some() {
-                found.push(finding(Severity::Info, "limited-time", format!("{direction} {rule} is in force for a limited time.")));
-            }
+/// Of each of these rules, what a person should know.
+pub(super) fn in_force(these: &InForce<'_>) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let InForce { workload, policy, guardrails, rules, used, proposals, now } = *these;
+    let [ingress, egress] = [Direction::Ingress, Direction::Egress].map(|direction| Uses::of(workload, used, direction));
+    let needed: Vec<&Proposal> = proposals.iter().filter(|rule| rule.origin == Origin::NeededByEngine).collect();
+    for &(direction, rule) in rules {
+        let forbidding = guardrail::forbidding(guardrails, workload, direction, rule);
+        if !forbidding.is_empty() {
+            let text = format!(
+                "{direction} {rule} is in force from before, and forbidden by {}: it stays until `bulkhead edit {workload}` takes it out.",
+                named(&forbidding)
+            );
+            found.push(finding(Severity::Warning, "in-force-breaks-guardrail", text));
+        }
+        let wider = |wide: &&Rule| *wide != rule && wide.in_force(now) && covers(wide, rule);
+        if let Some(wide) = policy.about(direction, &rule.peer).find(wider) {
+            let text = format!("{direction} {rule} is in force and says nothing that {direction} {wide} does not say already.");
+            found.push(finding(Severity::Info, "shadowed", text));
+        }
+        let uses = match direction {
+            Direction::Ingress => ingress.meant(rule),
+            Direction::Egress => egress.meant(rule),
+        };
+        let is_needed = || needed.iter().any(|needed| needed.direction == direction && covers(rule, &needed.rule));
+        if uses.is_empty() && !is_needed() {
+            let text = format!("{direction} {rule} is in force and was not seen in use.");
+            found.push(finding(Severity::Info, "not-seen", text));
+            continue;
+        }
+        let ports: BTreeSet<u16> = uses.iter().map(|seen| seen.service.port).collect();
+        if rule.ports.width() > 1 {
+            let text = format!(
+                "{direction} {rule} is in force: {} of {} ports were seen in use.",
+                ports.len(),
+                grouped(rule.ports.width().into())
+            );
+            found.push(finding(Severity::Warning, "wider-than-observed", text));
+        }
+        if let Peer::Outside(net) = rule.peer
+            && net.prefix_len() < net.max_prefix_len()
+        {
+            let address = |end: &Endpoint| match end {
+                Endpoint::Outside(address) | Endpoint::Unmanaged { address, .. } => Some(*address),
+                Endpoint::Workload(_) | Endpoint::Run(_) | Endpoint::Host | Endpoint::Unknown(_) => None,
+            };
+            let seen: BTreeSet<IpAddr> = uses.iter().flat_map(|seen| [seen.from, seen.to]).filter_map(address).collect();
+            let text =
+                format!("{direction} {rule} is in force: {} of {} addresses were seen.", grouped(seen.len() as u128), addresses(&net));
+            found.push(finding(Severity::Warning, "wider-than-observed", text));
+        }
+        if rule.until.is_some() {
+            found.push(finding(Severity::Info, "limited-time", format!("{direction} {rule} is in force for a limited time.")));
         }
     }
+    found
 }
 
 fn shown(m: &Material<'_>, found: &mut Vec<Finding>) {

@@ -11,7 +11,6 @@ use super::uses::Uses;
 use super::*;
 use crate::evidence::Evidence;
 use crate::graph::{EdgeDelta, EdgeKey, FlowGraph};
-use crate::learn::Context;
 use crate::service::Service;
 use crate::workload::Endpoint;
 
@@ -83,13 +82,8 @@ proptest! {
             graph.add(&EdgeDelta { key, seen: Evidence { established: 1, ..Evidence::default() } });
         }
         let used: Vec<Seen<'_>> = graph.around(&Endpoint::Workload(own.clone()));
-        let (coverage, context) = (Coverage::default(), Context::default());
-        let material = Material {
-            workload: &own, known: None, policy: None, guardrails: &context.guardrails, rules: &[], used: &used, shown: &[], choices: &[],
-            halves: &[], window: None, coverage: &coverage, unlisted: 0, stable_hours: 1, now: context.now,
-        };
         for direction in [Direction::Ingress, Direction::Egress] {
-            let uses = Uses::of(&material, direction);
+            let uses = Uses::of(&own, &used, direction);
             for rule in &rules {
                 let means = |seen: &&Seen<'_>| {
                     let (this, other) = if direction == Direction::Egress { (seen.from, seen.to) } else { (seen.to, seen.from) };

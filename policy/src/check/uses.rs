@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::Material;
 use crate::graph::Seen;
 use crate::policy_set::{Direction, Peer, Rule};
 use crate::workload::{Endpoint, Workload};
@@ -18,14 +17,14 @@ pub(super) struct Uses<'a> {
 }
 
 impl<'a> Uses<'a> {
-    pub(super) fn of(material: &Material<'a>, direction: Direction) -> Self {
+    pub(super) fn of(workload: &Workload, used: &'a [Seen<'a>], direction: Direction) -> Self {
         let mut uses = Self::default();
-        for seen in material.used {
+        for seen in used {
             let (own, other) = match direction {
                 Direction::Egress => (seen.from, seen.to),
                 Direction::Ingress => (seen.to, seen.from),
             };
-            if own.workload() != Some(material.workload) {
+            if own.workload() != Some(workload) {
                 continue;
             }
             match other {

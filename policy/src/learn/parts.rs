@@ -11,7 +11,8 @@
 //! the graph. Where a part can't be judged by itself (clients outside on one port, few rules in all) the edges that speak for these
 //! rules are read again. So an outline by parts is the outline from scratch, which a property test holds.
 //!
-//! A workload that has a policy is read from scratch: what is in force is compared with all edges.
+//! What is in force is dealt likewise: a rule about one other end is compared with the edges of its part, one about a network with all
+//! that go outside. A workload with a rule that ends by itself is read from scratch, since what is kept knows no time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::{Discriminant, discriminant};
@@ -21,14 +22,14 @@ use jiff::Timestamp;
 use super::digest::{self, PARTS, PartDigest, part_of, part_of_end};
 use super::draft::{Clients, Read, by_key, edges_of};
 use super::outside::private_network;
-use super::{Learner, SHOWN, SHOWN_PER_PAIR, SeenOf, Why, affected, outlined};
+use super::{Learner, SHOWN, SHOWN_PER_PAIR, SeenOf, Weights, Why, affected, outlined, weigh};
 use crate::check::Proposal;
 use crate::estimate::Sums;
 use crate::graph::{EdgeId, EdgeKey, FlowGraph, Seen};
 use crate::guardrail;
 use crate::learn::FromOutside;
-use crate::policy_set::{Direction, Peer};
-use crate::suggestion::{Origin, Outline, RuleState};
+use crate::policy_set::{Direction, Peer, Rule, WorkloadPolicy};
+use crate::suggestion::{Finding, Origin, Outline, RuleState};
 use crate::workload::{Endpoint, Workload};
 
 /// Parts of every large workload. They hold for one graph that only grows, and for one context but for its time, its windows and what
@@ -83,6 +84,42 @@ impl Kept {
 pub struct Parts {
     parts: Vec<Part>,
     behind: BTreeSet<u8>,
+    dealt: Dealt,
+}
+
+/// What is in the parts besides edges. It stays for as long as the context does.
+#[derive(Debug)]
+struct Dealt {
+    /// Where the workload's side is missing, by number among its halves.
+    halves: Vec<Vec<usize>>,
+    /// Rules in force about one other end.
+    rules: Vec<Vec<(Direction, Rule)>>,
+    /// Rules in force about networks, which are in no part.
+    wide: Vec<(Direction, Rule)>,
+}
+
+impl Dealt {
+    fn of(learner: &Learner<'_>, workload: &Workload) -> Self {
+        let mut dealt = Self { halves: vec![Vec::new(); PARTS], rules: vec![Vec::new(); PARTS], wide: Vec::new() };
+        for (number, half) in learner.halves.of_workload(workload).iter().enumerate() {
+            if half.missing_on() == workload {
+                dealt.halves[usize::from(part_of(&Peer::Workload(half.peer().clone())))].push(number);
+            }
+        }
+        for (direction, rule) in learner.in_force(workload) {
+            match rule.peer {
+                Peer::Outside(net) if net.prefix_len() < net.max_prefix_len() => dealt.wide.push((direction, rule.clone())),
+                Peer::Workload(_) | Peer::Host | Peer::Outside(_) => {
+                    dealt.rules[usize::from(part_of(&rule.peer))].push((direction, rule.clone()));
+                }
+            }
+        }
+        dealt
+    }
+}
+
+fn borrowed(rules: &[(Direction, Rule)]) -> Vec<(Direction, &Rule)> {
+    rules.iter().map(|(direction, rule)| (*direction, rule)).collect()
 }
 
 /// Edges of a workload whose other ends are in one part, and what they come to.
@@ -114,6 +151,11 @@ struct Sum {
     sample_shown: Vec<(EdgeId, Why)>,
     /// Edges in use that came in from addresses outside, as many as it takes to choose as if it were all.
     from_outside: Vec<EdgeId>,
+    /// What is to be said of rules in force, where the engine's needs are among the proposals and where they are not.
+    in_force: Weights,
+    in_force_alone: Weights,
+    /// Edges in use whose other end is an address, where rules about networks are in force.
+    outside: Vec<EdgeId>,
     updated: Option<Timestamp>,
 }
 
@@ -125,12 +167,13 @@ impl Parts {
             let other = if seen.from.workload() == Some(workload) { seen.to } else { seen.from };
             dealt[usize::from(part_of_end(other))].push(seen);
         }
+        let others = Dealt::of(learner, workload);
         let part = |(at, edges): (u8, Vec<Seen<'g>>)| {
             let mut ids: Vec<_> = edges.iter().map(|seen| seen.id).collect();
             ids.sort_unstable();
-            Part { edges: ids, sum: Sum::of(learner, workload, at, edges) }
+            Part { edges: ids, sum: Sum::of(learner, workload, at, edges, &others) }
         };
-        Self { parts: (0..=u8::MAX).zip(dealt).map(part).collect(), behind: BTreeSet::new() }
+        Self { parts: (0..=u8::MAX).zip(dealt).map(part).collect(), behind: BTreeSet::new(), dealt: others }
     }
 
     fn mark(&mut self, id: EdgeId, at: u8) {
@@ -145,7 +188,7 @@ impl Parts {
         for at in std::mem::take(&mut self.behind) {
             let part = &mut self.parts[usize::from(at)];
             let edges = seen(learner.graph, part.edges.iter().copied());
-            part.sum = Sum::of(learner, workload, at, edges);
+            part.sum = Sum::of(learner, workload, at, edges, &self.dealt);
         }
     }
 }
@@ -161,19 +204,27 @@ fn seen(graph: &FlowGraph, ids: impl IntoIterator<Item = EdgeId>) -> Vec<Seen<'_
 
 impl Sum {
     /// Of the edges of one part, in the order of their keys.
-    fn of(learner: &Learner<'_>, workload: &Workload, at: u8, edges: Vec<Seen<'_>>) -> Self {
+    fn of(learner: &Learner<'_>, workload: &Workload, at: u8, edges: Vec<Seen<'_>>, dealt: &Dealt) -> Self {
         let options = learner.context.options_of(workload);
         let (mut read, clients) = Read::uses(edges, options, workload);
         let mut from_outside: Vec<_> = read.take_from_outside().map(|seen| seen.id).collect();
         from_outside.extend(sample_clients(learner, workload, &clients));
         let for_rules = read.used_for_rules().map(|seen| seen.id).collect();
         read.group();
-        let halves = learner.halves.of_workload(workload).iter();
-        read.add_counterparts(halves.filter(|half| part_of(&Peer::Workload(half.peer().clone())) == at), workload);
+        let halves = learner.halves.of_workload(workload);
+        read.add_counterparts(dealt.halves[usize::from(at)].iter().filter_map(|&number| halves.get(number)), workload);
         learner.add_resolvers(&mut read, workload, |resolver| part_of(resolver) == at);
         let proposals = learner.proposals(&read, workload);
         let inside: Vec<&Proposal> = proposals.iter().filter(|rule| digest::is_inside(rule)).collect();
         let (shown, listed, sample_shown) = sample_shown(&read.shown);
+        let rules = borrowed(&dealt.rules[usize::from(at)]);
+        let in_force = |proposals: &[Proposal]| match learner.context.policies.get(workload) {
+            Some(policy) => weigh(&learner.in_force_of(workload, policy, &rules, &read.used, proposals).findings()),
+            None => Weights::default(),
+        };
+        let is_outside =
+            |seen: &&Seen<'_>| [seen.from, seen.to].into_iter().any(|end| matches!(end, Endpoint::Outside(_) | Endpoint::Unmanaged { .. }));
+        let outside = if dealt.wide.is_empty() { Vec::new() } else { read.used.iter().filter(is_outside).map(|seen| seen.id).collect() };
         Self {
             digest: digest::part(inside.iter().copied()),
             rules: proposals.len(),
@@ -187,6 +238,9 @@ impl Sum {
             listed,
             sample_shown,
             from_outside,
+            in_force: in_force(&proposals),
+            in_force_alone: in_force(&[]),
+            outside,
             updated: read.updated,
         }
     }
@@ -261,24 +315,32 @@ fn sample_shown(shown: &[(Seen<'_>, Why)]) -> (usize, usize, Vec<(EdgeId, Why)>)
 impl Learner<'_> {
     /// The same as [`Learner::outline`], by what was kept of the workload, and what to keep now: nothing of a small one.
     pub fn renew(&self, workload: &Workload, kept: Option<Parts>) -> (Outline, Option<Parts>) {
-        let own = [Endpoint::Workload(workload.clone()), Endpoint::Run(workload.clone())];
-        let edges: usize = own.iter().map(|end| self.graph.count_around(end)).sum();
-        if edges <= self.large || self.context.policies.contains_key(workload) {
-            return (self.outline(workload), None);
-        }
         let parts = match kept {
             Some(mut kept) => {
                 kept.renew(self, workload);
                 kept
             }
+            None if self.is_small(workload) => return (self.outline(workload), None),
             None => Parts::of(self, workload),
         };
-        (self.outline_of(workload, &parts.parts), Some(parts))
+        (self.outline_of(workload, &parts), Some(parts))
     }
 
-    fn outline_of(&self, workload: &Workload, parts: &[Part]) -> Outline {
+    /// Whether nothing is kept of a workload.
+    fn is_small(&self, workload: &Workload) -> bool {
+        let own = [Endpoint::Workload(workload.clone()), Endpoint::Run(workload.clone())];
+        let edges: usize = own.iter().map(|end| self.graph.count_around(end)).sum();
+        let ends = |policy: &WorkloadPolicy| policy.ingress.iter().chain(&policy.egress).any(|rule| rule.until.is_some());
+        edges <= self.large || self.context.policies.get(workload).is_some_and(ends)
+    }
+
+    fn outline_of(&self, workload: &Workload, Parts { parts, dealt, .. }: &Parts) -> Outline {
         let options = self.context.options_of(workload);
         let sums = || parts.iter().map(|part| &part.sum);
+        let (in_force, in_use) = (borrowed(&dealt.wide), seen(self.graph, sums().flat_map(|sum| sum.outside.iter().copied())));
+        let in_force_too = |findings: &[Finding], of: fn(&Sum) -> Weights| {
+            sums().map(of).fold(weigh(findings), |all, more| (all.0 + more.0, all.1 + more.1, all.2 + more.2))
+        };
         let (mut used, mut sample_used) = (Sums::default(), Vec::new());
         let mut sample_shown: Vec<(EdgeId, Why)> = Vec::new();
         let (mut shown, mut listed, mut updated) = (0, 0, None);
@@ -302,8 +364,15 @@ impl Learner<'_> {
 
         let needed = sums().flat_map(|sum| &sum.sample_rules).filter(|rule| rule.origin == Origin::NeededByEngine).count();
         let inside = apart.len() + sums().map(|sum| sum.inside).sum::<usize>();
-        let seen_of =
-            |choices| SeenOf { used: &sample_used, sums: used, shown: &sample_shown, unlisted: shown - listed.min(SHOWN), choices };
+        let seen_of = |choices| SeenOf {
+            used: &sample_used,
+            sums: used,
+            shown: &sample_shown,
+            unlisted: shown - listed.min(SHOWN),
+            choices,
+            in_force: &in_force,
+            in_use: &in_use,
+        };
         // Fewer are digested as one text, and where there might be no others the engine's needs are none: all rules are made anew.
         if inside <= self.large + needed {
             let for_rules = sums().flat_map(|sum| sum.for_rules.iter().chain(&sum.from_outside).copied());
@@ -314,7 +383,9 @@ impl Learner<'_> {
             let digest = digest::digest(workload, &proposals, options, &findings, self.large);
             let undecided = proposals.iter().filter(|rule| rule.state == RuleState::Undecided).count();
             let revision = self.revision(workload, &digest);
-            return outlined(workload, (revision, digest), phase, (proposals.len(), undecided), &findings, updated);
+            let needs = proposals.iter().any(|rule| rule.origin == Origin::NeededByEngine);
+            let findings = in_force_too(&findings, if needs { |sum| sum.in_force } else { |sum| sum.in_force_alone });
+            return outlined(workload, (revision, digest), phase, (proposals.len(), undecided), findings, updated);
         }
         let mut samples = Samples::default();
         sums().for_each(|sum| samples.add(self, workload, &sum.sample_rules));
@@ -325,7 +396,8 @@ impl Learner<'_> {
         let rules = apart.len() + sums().map(|sum| sum.rules).sum::<usize>();
         let undecided = apart.iter().filter(|rule| rule.state == RuleState::Undecided).count();
         let undecided = undecided + sums().map(|sum| sum.undecided).sum::<usize>();
-        outlined(workload, (self.revision(workload, &digest), digest), phase, (rules, undecided), &findings, updated)
+        let findings = in_force_too(&findings, |sum| sum.in_force);
+        outlined(workload, (self.revision(workload, &digest), digest), phase, (rules, undecided), findings, updated)
     }
 }
 

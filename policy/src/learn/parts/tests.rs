@@ -67,8 +67,9 @@ fn contexts() -> impl Strategy<Value = Context> {
     let resolver = select(vec![None, Some("outside:127.0.0.11"), Some("shop/db"), Some("host:")]);
     let rejected = vec((select(NAMES[..4].to_vec()), any::<bool>(), select(RULES.to_vec())), 0..4);
     let options = (0..4u32, 1..6u32, any::<bool>());
-    (resolver, rejected, options, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-        |(resolver, rejected, (exact_hosts, scan_targets, exact), guarded, half, lone)| {
+    let policies = vec((select(NAMES[..4].to_vec()), vec(approved(), 0..6), vec(approved(), 0..6)), 0..4);
+    (resolver, rejected, options, any::<bool>(), policies, any::<bool>()).prop_map(
+        |(resolver, rejected, (exact_hosts, scan_targets, exact), guarded, policies, lone)| {
             let from_outside = if exact { FromOutside::ExactHosts } else { FromOutside::Narrowest };
             let mut context = Context {
                 options: Options { exact_hosts, scan_targets, from_outside, ..Options::default() },
@@ -91,13 +92,9 @@ fn contexts() -> impl Strategy<Value = Context> {
                 let guardrail = Guardrail { name: "apart".to_owned(), from, to, ports: BTreeSet::new(), reason: String::new() };
                 context.guardrails.insert("apart".to_owned(), guardrail);
             }
-            if half {
-                let policy = WorkloadPolicy {
-                    egress: [rule("shop/web tcp/80"), rule("shop/db tcp/443"), rule("lone tcp/80")].into(),
-                    ingress: [rule("shop/web udp/514")].into(),
-                    ..WorkloadPolicy::empty(workload("mail/web"))
-                };
-                context.policies.insert(workload("mail/web"), policy);
+            for (name, ingress, egress) in policies {
+                let [ingress, egress] = [ingress, egress].map(|rules| rules.into_iter().collect());
+                context.policies.insert(workload(name), WorkloadPolicy { workload: workload(name), ingress, egress });
             }
             if lone {
                 context.options.stable_hours = 0;
@@ -110,6 +107,21 @@ fn contexts() -> impl Strategy<Value = Context> {
             context
         },
     )
+}
+
+/// Rules in force: about one end or a network, of one port or of many, and now and then for a time.
+fn approved() -> impl Strategy<Value = Rule> {
+    let wide = [
+        "lone tcp/1-1024",
+        "mail/web udp/514",
+        "outside:10.0.0.0/24 tcp/80",
+        "outside:192.0.2.0/30 tcp/1-1024",
+        "outside:0.0.0.0/0 udp/53",
+        "outside:192.0.2.1 tcp/80",
+    ];
+    let until = prop::option::weighted(0.05, (400_000..600_000i64).prop_map(|second| Timestamp::from_second(second).unwrap()));
+    let texts: Vec<&str> = RULES.into_iter().chain(wide).collect();
+    (select(texts), until).prop_map(|(text, until)| Rule { until, ..rule(text) })
 }
 
 const RULES: [&str; 6] = [
