@@ -38,3 +38,4 @@ mod pairs;
 mod revoke;
 mod stage;
 mod twins;
+mod unsettled;

@@ -366,21 +366,27 @@ impl Nftables {
         }
     }
 
-    /// What an earlier process tied to ports: the set of MAC addresses in the kernel is the record of it.
+    /// What is tied to ports, by an earlier process or in tables that somebody took away. The set of MAC addresses in the kernel is the
+    /// record of it, but for who was unbound a moment before: there the port tells, and where it has more than one such entry, nobody
+    /// can say which is ours.
     fn left_behind(&mut self, links: &Links) -> Result<BTreeSet<Station>, EnforceError> {
         let pinned = kernel::pinned(&mut self.socket).map_err(EnforceError::Unreadable)?;
-        if pinned.is_empty() {
-            return Ok(BTreeSet::new());
-        }
         let sticky = stations::read(&self.links).map_err(EnforceError::Links)?.sticky;
         let learning = stations::learning(&self.links).map_err(EnforceError::Links)?;
         let ours = pinned.into_iter().filter_map(|(port, mac)| Some(Station { port: links.index(&port)?, mac }));
         let whole = |station: &Station| sticky.contains(station) && !learning.contains(&station.port);
-        let (tied, loose): (_, BTreeSet<Station>) = ours.partition(whole);
-        for station in loose {
+        let (mut tied, loose): (_, BTreeSet<Station>) = ours.partition(whole);
+        for station in &loose {
             // Somebody took the entry alone, or let the port learn again.
             stations::learns(&self.links, station.port, true).map_err(EnforceError::Links)?;
         }
+        let bound: BTreeSet<u32> = tied.iter().chain(&loose).map(|station| station.port).collect();
+        let mut unbound: BTreeMap<u32, Vec<Station>> = BTreeMap::new();
+        for station in sticky.iter().filter(|station| !bound.contains(&station.port)) {
+            unbound.entry(station.port).or_default().push(*station);
+        }
+        let alone = unbound.into_iter().filter(|(port, stations)| !learning.contains(port) && stations.len() == 1);
+        tied.extend(alone.flat_map(|(_, stations)| stations));
         Ok(tied)
     }
 
@@ -511,6 +517,7 @@ impl Enforcer for Nftables {
         }
         learned::bound(&self.links, &BTreeSet::new()).map_err(EnforceError::Links)?;
         self.stations.clear();
+        self.unsettled = Unsettled::default();
         self.held = None;
         self.shape.clear();
         Ok(tables)

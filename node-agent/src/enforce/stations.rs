@@ -109,7 +109,7 @@ pub(super) fn learns(links: &LinkReader, port: u32, does: bool) -> io::Result<()
     gone(links.ask(RouteNetlinkMessage::NewLink(link), NLM_F_ACK))
 }
 
-/// Ports that learn, or may be a multicast router's, by their index.
+/// Ports that learn, or may be a multicast router's, by their index: all others are as [`hold`] makes them, and nobody else that we know of.
 pub(super) fn learning(links: &LinkReader) -> io::Result<BTreeSet<u32>> {
     let learns = |of_port: &InfoBridgePort| match of_port {
         InfoBridgePort::Learning(does) => *does,

@@ -1,0 +1,161 @@
+//! Between being bound and being tied: the tables hold who joined, and the bridges do not follow yet (`Nftables::begin`, `settle`).
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use lab::bridge::mac_text;
+use lab::{Bridge, Member, Netns, Server, needs_root};
+use node_agent::enforce::{Enforcer, Nftables};
+use policy::ruleset::Change;
+use policy::{Mode, Ruleset};
+
+use crate::stage::{Policy, apply, enforcer, inventory};
+
+const BRIEFLY: Duration = Duration::from_millis(400);
+const PATIENTLY: Duration = Duration::from_secs(5);
+
+/// The forwarding tables of all bridges, a line an entry.
+fn fdb(host: &Netns) -> Vec<String> {
+    let all = host.check(Command::new("bridge").args(["fdb", "show"]));
+    all.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+fn entry(host: &Netns, member: &Member, at: &Member) -> Option<String> {
+    let begins = format!("{} dev {} ", mac_text(member.mac), at.port);
+    fdb(host).into_iter().find(|line| line.starts_with(&begins))
+}
+
+fn tied(host: &Netns, member: &Member) -> bool {
+    entry(host, member, member).is_some_and(|line| line.contains("sticky"))
+}
+
+fn learns(host: &Netns, member: &Member) -> bool {
+    host.ip(&format!("-d link show {}", member.port)).contains("learning on")
+}
+
+/// Binds `alone` whole, so that every set is there, then `both` as the agent does when somebody joins.
+fn joins(enforcer: &mut Nftables, alone: &Ruleset, both: &Ruleset) {
+    apply(enforcer, both);
+    apply(enforcer, alone);
+    enforcer.begin(both, &Change::between(alone, both)).unwrap();
+    assert!(!enforcer.is_settled());
+}
+
+#[test]
+fn an_agent_that_dies_before_the_bridges_followed_leaves_the_next_one_all_of_it_to_do() {
+    needs_root!();
+    node!(host, bridge: a, b, c);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b", "c"]).allow("a", "b", "tcp/80");
+    let [before, after] = [vec![("a", &a), ("c", &c)], vec![("a", &a), ("b", &b)]].map(|on| policy.bind(&inventory(&[(&bridge, &on)])));
+    let mut first = enforcer(&host);
+    joins(&mut first, &before, &after);
+    assert!(!tied(&host, &b) && tied(&host, &c));
+    drop(first);
+
+    let mut second = enforcer(&host);
+    assert_eq!(apply(&mut second, &after).adrift, Default::default());
+    assert!(tied(&host, &a) && tied(&host, &b) && !learns(&host, &b));
+    assert!(!tied(&host, &c) && learns(&host, &c), "who left in that time is let go");
+    assert_eq!(second.verify().unwrap(), vec![]);
+}
+
+#[test]
+fn undone_before_the_bridges_followed_nothing_is_left() {
+    needs_root!();
+    node!(host, bridge: a, b, c);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b", "c"]);
+    let audit = Policy::default().mode(Mode::Audit, &["a", "b", "c"]);
+    let all = inventory(&[(&bridge, &[("a", &a), ("b", &b), ("c", &c)])]);
+    let [before, after] = [vec![("a", &a), ("c", &c)], vec![("a", &a), ("b", &b)]].map(|on| policy.bind(&inventory(&[(&bridge, &on)])));
+    let clean = || {
+        let left: Vec<_> = fdb(&host).into_iter().filter(|line| line.contains("sticky")).collect();
+        assert_eq!(left, Vec::<String>::new());
+        assert!([&a, &b, &c].iter().all(|member| learns(&host, member)));
+        let routers = |member: &&Member| host.ip(&format!("-d link show {}", member.port)).contains("mcast_router 1");
+        assert!([&a, &b, &c].iter().all(routers));
+    };
+    clean();
+
+    // By the process that did it, after some came and some went.
+    let mut one = enforcer(&host);
+    joins(&mut one, &before, &after);
+    one.remove().unwrap();
+    clean();
+
+    // By another one.
+    let mut one = enforcer(&host);
+    joins(&mut one, &before, &after);
+    drop(one);
+    enforcer(&host).remove().unwrap();
+    clean();
+
+    // Back to Audit, and killed before the bridges followed.
+    let mut one = enforcer(&host);
+    let (bound, open) = (policy.bind(&all), audit.bind(&all));
+    joins(&mut one, &bound, &open);
+    drop(one);
+    enforcer(&host).remove().unwrap();
+    clean();
+}
+
+#[test]
+fn what_was_still_to_be_let_go_is_let_go_though_somebody_flushed_the_tables_meanwhile() {
+    needs_root!();
+    node!(host, bridge: a, b, c);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b", "c"]);
+    let [before, after] = [vec![("a", &a), ("c", &c)], vec![("a", &a), ("b", &b)]].map(|on| policy.bind(&inventory(&[(&bridge, &on)])));
+    for repaired in [true, false] {
+        let mut enforcer = host.run(|| Nftables::open().unwrap().shared());
+        joins(&mut enforcer, &before, &after);
+        host.nft("flush ruleset");
+        if repaired {
+            enforcer.repair(&after).unwrap();
+        } else {
+            // What comes next finds that its sets are gone.
+            enforcer.begin(&before, &Change::between(&after, &before)).unwrap();
+            enforcer.settle(&before).unwrap();
+            enforcer.begin(&after, &Change::between(&before, &after)).unwrap();
+            enforcer.settle(&after).unwrap();
+        }
+        assert!(tied(&host, &b) && !tied(&host, &c) && learns(&host, &c), "repaired: {repaired}");
+        enforcer.remove().unwrap();
+    }
+}
+
+#[test]
+fn a_port_that_goes_before_the_bridges_follow_keeps_no_other_from_being_tied() {
+    needs_root!();
+    node!(host, bridge: a, b, c, d, e, f);
+    let _elsewhere = Bridge::new(&host, "br9", "10.9.0.0/24", "2001:db8:9::/64");
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let policy = Policy::default().mode(Mode::Enforce, &names).allow("a", "f", "tcp/80");
+    let with = |members: &[(&str, &Member)]| policy.bind(&inventory(&[(&bridge, members)]));
+    let (alone, all) = (with(&[("a", &a)]), with(&[("a", &a), ("b", &b), ("c", &c), ("d", &d), ("e", &e), ("f", &f)]));
+    let mut enforcer = enforcer(&host);
+    joins(&mut enforcer, &alone, &all);
+
+    // One is gone, one left the bridge, one is on another one, one has another's old name.
+    b.netns.ip("link del eth0");
+    host.ip(&format!("link set {} nomaster", c.port));
+    host.ip(&format!("link set {} master br9", d.port));
+    host.ip(&format!("link set {} down", e.port));
+    host.ip(&format!("link set {} name {}", e.port, b.port));
+    let _adrift = enforcer.settle(&all).unwrap();
+    assert!(enforcer.is_settled());
+    for member in [&a, &f] {
+        assert!(tied(&host, member) && !learns(&host, member), "{}", member.port);
+    }
+    let _server = Server::tcp_echo(&f.netns, SocketAddr::new(f.v4.into(), 80));
+    assert!(a.netns.connect(SocketAddr::new(f.v4.into(), 80), PATIENTLY).is_ok());
+
+    // They are unbound, and so are those who are there; who goes in the middle of it harms nobody either.
+    let last = with(&[("a", &a), ("f", &f)]);
+    enforcer.begin(&last, &Change::between(&all, &last)).unwrap();
+    c.netns.ip("link del eth0");
+    assert_eq!(enforcer.settle(&last).unwrap(), Default::default());
+    assert!(tied(&host, &a) && tied(&host, &f));
+    let left: Vec<_> = fdb(&host).into_iter().filter(|line| line.contains("sticky")).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert_eq!(enforcer.verify().unwrap(), vec![]);
+}
