@@ -5,12 +5,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use lab::bridge::mac_text;
+use lab::frame::{self, Frames};
 use lab::{Bridge, Member, Netns, Server, needs_root};
 use node_agent::enforce::{Enforcer, Nftables};
 use policy::ruleset::Change;
 use policy::{Mode, Ruleset};
 
-use crate::stage::{Policy, apply, enforcer, inventory};
+use crate::stage::{Policy, apply, enforcer, inventory, settled};
 
 const BRIEFLY: Duration = Duration::from_millis(400);
 const PATIENTLY: Duration = Duration::from_secs(5);
@@ -40,6 +41,54 @@ fn joins(enforcer: &mut Nftables, alone: &Ruleset, both: &Ruleset) {
     apply(enforcer, alone);
     enforcer.begin(both, &Change::between(alone, both)).unwrap();
     assert!(!enforcer.is_settled());
+}
+
+/// The bridge is made to think that `victim` is at the thief's port; by frames that go through it and around it.
+fn steals(thief: &Member, victim: &Member, bridge: &Bridge<'_>) {
+    let wire = Frames::open(&thief.netns, "eth0");
+    let claim = frame::arp_reply(victim.mac, victim.v4, [0xff; 6], bridge.gateway_v4());
+    for to in [[0x01, 0x80, 0xc2, 0, 0, 0x0e], [0x01, 0x80, 0xc2, 0, 0, 0], [0xff; 6], [0x02, 0, 0, 0, 0, 0x77]] {
+        wire.send(&frame::ethernet(to, victim.mac, frame::ETH_ARP, &claim));
+    }
+}
+
+#[test]
+fn who_takes_the_mac_of_one_that_is_not_tied_yet_reads_nothing_of_what_the_node_sends_it() {
+    needs_root!();
+    node!(host, bridge: a, b, bound; other: there);
+    let unbound = bridge.add("unbound");
+    settled(&host);
+    let policy =
+        Policy::default().mode(Mode::Enforce, &["a", "b", "bound"]).ingress("b", "host:", "udp/53").ingress("b", "there", "udp/53");
+    let others: &[(&str, &Member)] = &[("there", &there)];
+    let [alone, both] = [vec![("a", &a), ("bound", &bound)], vec![("a", &a), ("bound", &bound), ("b", &b)]]
+        .map(|members| policy.bind(&inventory(&[(&bridge, &members), (&other, others)])));
+    let mut enforcer = enforcer(&host);
+    joins(&mut enforcer, &alone, &both);
+    // The node knows b from before; the bridge goes by what it learned last.
+    for at in b.addresses() {
+        host.ip(&format!("neigh replace {at} lladdr {} dev br0 nud permanent", mac_text(b.mac)));
+    }
+
+    for (thief, named) in [(&unbound, "unbound"), (&bound, "bound")] {
+        let stolen = Frames::open(&thief.netns, "eth0");
+        for (n, at) in b.addresses().into_iter().enumerate() {
+            for (from, road) in [(&host, "node"), (&there.netns, "routed")] {
+                let marker = format!("lab-stolen-{named}-{road}-{n}");
+                steals(thief, &b, &bridge);
+                from.udp_send(SocketAddr::new(at, 53), marker.as_bytes());
+                assert!(!stolen.sees(BRIEFLY, marker.as_bytes()), "{named}, {road}, {at}: {:?}", entry(&host, &b, thief));
+            }
+        }
+    }
+    steals(&unbound, &b, &bridge);
+    assert_eq!(enforcer.settle(&both).unwrap(), Default::default());
+    let far = Frames::open(&b.netns, "eth0");
+    for at in b.addresses() {
+        host.udp_send(SocketAddr::new(at, 53), b"lab-tied");
+        assert!(far.sees(PATIENTLY, b"lab-tied"), "{at}");
+    }
+    assert_eq!((entry(&host, &b, &unbound), entry(&host, &b, &bound)), (None, None), "what it was led to believe is gone");
 }
 
 #[test]

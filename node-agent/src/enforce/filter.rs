@@ -196,15 +196,19 @@ fn constant_sets(table: &mut Table) {
     // RFC 4443: destination unreachable, packet too big, time exceeded, parameter problem.
     add("errors6".into(), types(KeyType::Icmpv6Type, "ICMPv6 errors", &[1, 2, 3, 4]));
     add("neighbours".into(), neighbours());
-    // RFC 4861, 2710, 3810: router discovery and multicast listeners, a matter between a host and its router.
-    let link = &[130, 131, 132, 133, 134, 135, 136, 143];
-    add("link_matters".into(), types(KeyType::Icmpv6Type, "what a host and its router say to each other", link));
+    add("link_matters".into(), link_matters());
 }
 
 pub(super) fn types(key: KeyType, comment: &str, types: &[u8]) -> Set {
     let mut set = Set::of(&[key], comment);
     types.iter().for_each(|&number| set.insert(vec![number, 0, 0, 0], Value::Nothing));
     set
+}
+
+/// RFC 4861, 2710, 3810: router discovery and multicast listeners, a matter between a host and its router.
+pub(super) fn link_matters() -> Set {
+    let link = &[130, 131, 132, 133, 134, 135, 136, 143];
+    types(KeyType::Icmpv6Type, "what a host and its router say to each other", link)
 }
 
 /// RFC 4861: solicitation and advertisement of neighbours.

@@ -56,7 +56,10 @@ pub(super) fn table() -> Table {
     let tags = Set::of(&[KeyType::EtherType], "802.1Q and 802.1ad");
     // RFC 2710, 3 and RFC 4286, 5.
     let queriers = super::filter::types(KeyType::Icmpv6Type, "listener queries, multicast routers' advertisements", &[130, 151]);
-    for (name, set) in [("bystanders", bystanders), ("neighbours", super::filter::neighbours()), ("tags", tags), ("queriers", queriers)] {
+    let (neighbours, link_matters) = (super::filter::neighbours(), super::filter::link_matters());
+    let more =
+        [("bystanders", bystanders), ("neighbours", neighbours), ("link_matters", link_matters), ("tags", tags), ("queriers", queriers)];
+    for (name, set) in more {
         table.sets.insert(name.to_owned(), set);
     }
     let mut chain = |name: &str, hook: Option<Hook>, rules: Vec<Rule>| {
@@ -74,6 +77,7 @@ pub(super) fn table() -> Table {
     chain("spoofed", None, vec![counted, rule("").log(log::DENY_GROUP, log::DENY_SPOOF), rule("sent from what is not its own").drop()]);
     chain("forward", Some(Hook { number: libc::NF_BR_FORWARD as u32, priority: BEHIND_INET }), forward());
     chain("output", Some(Hook { number: libc::NF_BR_LOCAL_OUT as u32, priority: BEHIND_INET }), output());
+    chain("astray", None, astray());
     chain("seen", None, seen());
     chain("anew", None, anew::ports());
     chain("homeless", None, anew::homeless_ports());
@@ -246,9 +250,28 @@ fn elsewhere() -> [Rule; 2] {
     ]
 }
 
-/// What the node sends.
+/// What the node sends, its own and what it routes.
 fn output() -> Vec<Rule> {
-    elsewhere().into()
+    let mut rules: Vec<Rule> = elsewhere().into();
+    let led_astray = rule("to a port that nobody bound").not_within(&[Field::Oif], "ports").not_within(&[Field::Oifname], "bystanders");
+    rules.push(led_astray.then(Verdict::Goto("astray")));
+    rules
+}
+
+/// What goes to a port that nobody bound. The filter lets through to a guarded network only what is for who is bound there; and until
+/// the port of that one is tied to its MAC address ([`stations`](super::stations)) the bridge sends it where a frame last came from with
+/// that address, or to all ports: whoever is not bound would read it.
+fn astray() -> Vec<Rule> {
+    let spoken = is_type("between a host and its router", IPV6).l4(libc::IPPROTO_ICMPV6 as u8);
+    let spoken = spoken.within(&[Field::Icmpv6Type], "link_matters").then(Verdict::Return);
+    let meant = |ip| {
+        let subnets = super::filter::named("subnets", ip);
+        let draft = rule("for an address of a guarded network").within(&[Field::Protocol, Field::Destination(ip)], &subnets);
+        // These are on every bridge, also on one that gets a port while the agent is away.
+        let draft = if ip == Ip::V6 { draft.not_link_local_destination() } else { draft };
+        draft.drop()
+    };
+    vec![spoken, meant(Ip::V4), meant(Ip::V6)]
 }
 
 fn forward() -> Vec<Rule> {
