@@ -2,6 +2,7 @@
 
 mod bound;
 mod held;
+mod settling;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -35,15 +36,13 @@ use crate::enforce::{self, Nftables};
 use crate::inventory::{self, Snapshot};
 use crate::observe::{self, Observer, Originals};
 use crate::uplink::{self, Order, Uplink, UplinkHandle};
+use settling::Settling;
 
 /// How often the kernel is compared whole with what was written, without a reason. With a reason it is compared at once.
 const FULL_COMPARE_EVERY: Duration = Duration::from_secs(300);
 /// How soon the controller hears of what moved. Of a burst it hears once: to give account takes longer than to bind, and the next
 /// container waits for it.
 const TELL_AFTER: Duration = Duration::from_millis(50);
-/// The bridges follow what is bound once nobody else came for so long, and after so long as soon as nobody waits to be bound: see
-/// [`Work::settle`].
-const SETTLED_AFTER: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 /// How often the agent looks at itself.
 const PULSE: Duration = Duration::from_secs(1);
 /// Seconds between two accounts of health while nothing changes: each is a write to disk here and a commit at the controller.
@@ -116,8 +115,8 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
     thrift.set_missed_tick_behavior(MissedTickBehavior::Skip);
     // When the controller is told of what moved.
     let mut told_at = None;
-    // Since when the bridges are to follow, and when they are made to.
-    let mut settle_at: Option<(Instant, Instant)> = None;
+    // When the bridges are made to follow: see [`Work::settle`].
+    let mut settling = Settling::default();
     loop {
         if !ready && (work.inventory_known() || Instant::now() >= latest) {
             ready = true;
@@ -126,7 +125,7 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         }
         let (wake, tell) = (sleep_until(work.wake), sleep_until(told_at.unwrap_or(work.wake)));
-        let settle = sleep_until(settle_at.map_or(work.wake, |(_, at)| at));
+        let settle = sleep_until(settling.due().unwrap_or(work.wake));
         tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -139,8 +138,8 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
             Some(order) = orders.recv() => work.order(order),
             change = foreign.changed() => work.touched(change),
             () = wake => drop(work.bind_again()),
-            () = settle, if settle_at.is_some() => {
-                settle_at = None;
+            () = settle, if settling.due().is_some() => {
+                settling.done();
                 work.settle();
             }
             () = tell, if told_at.is_some() => {
@@ -153,9 +152,12 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
         }
         work.write_what_is_due();
         if work.bound_since() {
-            let now = Instant::now();
-            let first = settle_at.map_or(now, |(first, _)| first);
-            settle_at = Some((first, (now + SETTLED_AFTER.0).min(first + SETTLED_AFTER.1)));
+            settling.bound(Instant::now());
+        }
+        // What comes first above may always be ready.
+        if settling.is_overdue(Instant::now()) {
+            settling.done();
+            work.settle();
         }
     }
     info!("stopping; what is enforced stays in the kernel");
