@@ -92,6 +92,28 @@ fn who_takes_the_mac_of_one_that_is_not_tied_yet_reads_nothing_of_what_the_node_
 }
 
 #[test]
+fn what_a_port_made_the_bridge_believe_before_it_was_tied_is_forgotten() {
+    needs_root!();
+    node!(host, bridge: a, b);
+    let policy = Policy::default().mode(Mode::Enforce, &["a", "b"]);
+    let [alone, both] = [vec![("a", &a)], vec![("a", &a), ("b", &b)]].map(|on| policy.bind(&inventory(&[(&bridge, &on)])));
+    // One that is to come later.
+    let later = bridge.add("later");
+    let mut enforcer = enforcer(&host);
+    joins(&mut enforcer, &alone, &both);
+    // It has not said anything yet, or would not again.
+    lab::eventually(PATIENTLY, || {
+        steals(&b, &later, &bridge);
+        entry(&host, &later, &b).ok_or("the bridge believes nothing".to_owned())
+    });
+    assert_eq!(enforcer.settle(&both).unwrap(), Default::default());
+    assert!(tied(&host, &b));
+    assert_eq!(entry(&host, &later, &b), None);
+    steals(&b, &later, &bridge);
+    assert_eq!(entry(&host, &later, &b), None);
+}
+
+#[test]
 fn an_agent_that_dies_before_the_bridges_followed_leaves_the_next_one_all_of_it_to_do() {
     needs_root!();
     node!(host, bridge: a, b, c);

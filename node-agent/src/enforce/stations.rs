@@ -98,10 +98,11 @@ pub(super) fn hold(links: &LinkReader, held: &Held, station: Station) -> io::Res
     tied.map(|_| ())
 }
 
-/// Whether a port learns who is behind it, and may be one of a multicast router: as a new port is, or neither.
+/// Whether a port learns who is behind it, and may be one of a multicast router: as a new port is, or neither. What it learned before is
+/// forgotten: whoever took others' addresses before its port was tied would have them for five minutes more.
 pub(super) fn learns(links: &LinkReader, port: u32, does: bool) -> io::Result<()> {
     let router = if does { BridgeMulticastRouterType::TempQuery } else { BridgeMulticastRouterType::Disabled };
-    let data = vec![InfoBridgePort::Learning(does), InfoBridgePort::MulticastRouter(router)];
+    let data = vec![InfoBridgePort::Learning(does), InfoBridgePort::MulticastRouter(router), InfoBridgePort::Flush];
     let mut link = LinkMessage::default();
     link.header.index = port;
     let info = vec![LinkInfo::PortKind(InfoPortKind::Bridge), LinkInfo::PortData(InfoPortData::BridgePort(data))];
