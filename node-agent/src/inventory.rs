@@ -24,6 +24,7 @@ mod events;
 pub(crate) mod facts;
 mod joins;
 mod links;
+mod namespace;
 mod resolvers;
 mod task;
 mod told;

@@ -12,6 +12,7 @@ mod forward;
 mod hands;
 mod kin;
 mod living;
+mod namesake;
 mod raw;
 mod restart;
 mod stage;

@@ -14,9 +14,9 @@ use jiff::Timestamp;
 use policy::Protocol;
 use policy::inventory::{Published, Unmanaged, name::PROJECT_LABEL};
 
-use super::daemon;
 use super::facts::{Attached, ContainerFact, Details, Mac, NetworkFact};
 use super::resolvers::{Configured, nameservers, resolvers};
+use super::{daemon, namespace};
 
 /// Everything we ask is answered in milliseconds, but container inspect, which waits for a container that starts.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -136,7 +136,10 @@ impl Engine {
             Some(path) if !path.is_empty() => tokio::fs::read_to_string(path).await.ok(),
             Some(_) | None => None,
         };
-        Ok(Some(details(response, resolv_conf.as_deref(), configured, &self.sockets)))
+        let told = details(response, resolv_conf.as_deref(), configured, &self.sockets);
+        // It may have ended meanwhile.
+        let namespace = told.pid.and_then(|pid| namespace::of_process(pid).ok().flatten());
+        Ok(Some(Details { namespace, ..told }))
     }
 }
 
@@ -254,6 +257,7 @@ fn details(told: ContainerInspectResponse, resolv_conf: Option<&str>, configured
         resolvers: if config.network_mode.as_deref() == Some("host") { Vec::new() } else { found.asked },
         unmanaged,
         notes,
+        namespace: None,
     }
 }
 

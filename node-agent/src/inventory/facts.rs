@@ -53,6 +53,8 @@ pub(crate) struct Details {
     pub(crate) unmanaged: BTreeSet<Unmanaged>,
     /// Sentences about what could not be understood or believed.
     pub(crate) notes: Vec<String>,
+    /// The id that this network namespace has for its own, as the kernel tells it.
+    pub(crate) namespace: Option<i32>,
 }
 
 /// What rtnetlink tells.
@@ -81,30 +83,39 @@ impl Links {
 }
 
 /// Ports by bridge and by what is at their other end: with a thousand containers there are a thousand ports to look through for each.
-pub(crate) struct Ends<'a>(BTreeMap<(&'a str, Mac), Vec<(&'a String, &'a Peer)>>);
+pub(crate) struct Ends<'a> {
+    ports: BTreeMap<(&'a str, Mac), Vec<(&'a String, &'a Peer)>>,
+    /// Containers that are known to be in a namespace, by container and by namespace.
+    inside: BTreeMap<String, i32>,
+    taken: BTreeSet<i32>,
+}
 
 impl<'a> Ends<'a> {
-    pub(crate) fn of(links: &'a Links) -> Self {
+    /// `inside`: see [`Facts::inside`].
+    pub(crate) fn of(links: &'a Links, inside: BTreeMap<String, i32>) -> Self {
         let mut ends: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (name, port) in &links.ports {
             if let Some(peer) = &port.peer {
                 ends.entry((port.bridge.as_str(), peer.mac)).or_default().push((name, peer));
             }
         }
-        Self(ends)
+        let taken = inside.values().copied().collect();
+        Self { ports: ends, inside, taken }
     }
 
-    /// The port behind which this MAC address is; `None` too if there are two, since neither can be told to be its.
-    fn port(&self, bridge: &str, mac: Mac) -> Option<(&'a String, &'a Peer)> {
-        match self.0.get(&(bridge, mac))?.as_slice() {
-            [one] => Some(*one),
-            [] | [_, _, ..] => None,
-        }
+    /// The port behind which a container's MAC address is; `None` too if there are two, since neither can be told to be its. Who may
+    /// change its own has a neighbour's before we look: so a port is its of whose namespace its other end is in, where that is known, and
+    /// nobody else's.
+    fn port(&self, container: &str, bridge: &str, mac: Mac) -> Option<(&'a String, &'a Peer)> {
+        let own = self.inside.get(container);
+        let may_be_its = |peer: &Peer| own.map_or(!self.taken.contains(&peer.namespace), |own| *own == peer.namespace);
+        let mut ports = self.ports.get(&(bridge, mac))?.iter().filter(|(_, peer)| may_be_its(peer));
+        ports.next().filter(|_| ports.next().is_none()).copied()
     }
 
     /// Whether the kernel would derive this address from a neighbour's MAC address.
     fn is_a_neighbours(&self, bridge: &str, mac: Mac, address: &Ipv6Addr) -> bool {
-        mac_of(address).is_some_and(|its| its != mac && self.0.contains_key(&(bridge, its)))
+        mac_of(address).is_some_and(|its| its != mac && self.ports.contains_key(&(bridge, its)))
     }
 }
 
@@ -120,6 +131,8 @@ pub(crate) struct Port {
 /// The other end of a veth, read through its namespace's id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Peer {
+    /// The id that this network namespace has for its.
+    pub(crate) namespace: i32,
     pub(crate) mac: Mac,
     /// fe80::/10 addresses it has.
     pub(crate) link_local: BTreeSet<Ipv6Addr>,
@@ -151,6 +164,12 @@ impl Facts {
         if let Some(network) = self.networks.get_mut(network) {
             network.attached.remove(container);
         }
+    }
+
+    /// Who is known to be in which network namespace, but for who shares another's.
+    pub(crate) fn inside(&self) -> BTreeMap<String, i32> {
+        let own = self.containers.iter().filter(|(_, fact)| fact.running && !fact.network_mode.starts_with("container:"));
+        own.filter_map(|(id, fact)| Some((id.clone(), fact.details.as_ref()?.namespace?))).collect()
     }
 
     /// A container is gone.
@@ -185,7 +204,7 @@ impl Facts {
             .filter(|(_, fact)| fact.driver != "null")
             .map(|(id, fact)| (id.clone(), self.network(id, fact, links)))
             .collect();
-        let ends = Ends::of(links);
+        let ends = Ends::of(links, self.inside());
         let mut containers: BTreeMap<String, Container> = BTreeMap::new();
         let mut shared: Vec<(&String, &ContainerFact, String)> = Vec::new();
         for (id, fact) in self.containers.iter().filter(|(id, _)| self.is_here(id)) {
@@ -283,7 +302,7 @@ impl Facts {
             let Some(attached) = self.networks[network_id].attached.get(id) else { continue };
             unmanaged.extend(network.unmanaged.iter().cloned());
             match (&network.bridge, attached.mac) {
-                (Some(bridge), Some(mac)) => legs.push(leg(network_id, bridge, mac, &attached.addresses, ends)),
+                (Some(bridge), Some(mac)) => legs.push(leg((id, network_id), bridge, mac, &attached.addresses, ends)),
                 (_, _) => elsewhere.push(Attachment { network: network_id.clone(), addresses: attached.addresses.clone() }),
             }
         }
@@ -306,8 +325,8 @@ impl Facts {
     }
 }
 
-fn leg(network: &str, bridge: &str, mac: Mac, addresses: &BTreeSet<IpAddr>, ends: &Ends<'_>) -> Leg {
-    let port = ends.port(bridge, mac);
+fn leg((container, network): (&str, &str), bridge: &str, mac: Mac, addresses: &BTreeSet<IpAddr>, ends: &Ends<'_>) -> Leg {
+    let port = ends.port(container, bridge, mac);
     let mut addresses = addresses.clone();
     addresses.insert(IpAddr::V6(link_local(mac)));
     if let Some((_, peer)) = port {

@@ -5,7 +5,8 @@
 //! RTM_GETLINK and RTM_GETADDR answer for that namespace when asked with IFLA_TARGET_NETNSID and IFA_TARGET_NETNSID
 //! (linux/if_link.h, linux/if_addr.h; CAP_NET_ADMIN suffices). The engine makes the veth, moves one end, gives that its MAC address
 //! and sets it up, all before the container's first program runs; only the last of these is told here, as the host's end having a
-//! carrier. Then the MAC address is read, once: one who may change it later must not take a neighbour's place by doing so.
+//! carrier. Then the MAC address is read, once: one who may change it later must not take a neighbour's place by doing so. An
+//! agent that comes later, or is slow, reads what it is by then: see [`namespace`](super::namespace).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -248,7 +249,7 @@ async fn peer(handle: &Handle, index: u32, namespace: i32) -> Result<Option<Peer
             Some(_) | None => {}
         }
     }
-    Ok(Some(Peer { mac, link_local }))
+    Ok(Some(Peer { namespace, mac, link_local }))
 }
 
 /// The address of a message, unless it is loopback's. On a point-to-point link IFA_ADDRESS is the other end's, IFA_LOCAL ours.

@@ -343,7 +343,7 @@ impl Task {
             self.facts.containers.insert(id, fact);
         }
         let links = self.links.borrow().links.clone();
-        let ends = Ends::of(&links);
+        let ends = Ends::of(&links, self.facts.inside());
         let mut last = self.synced;
         for (at, change) in changes {
             last = at;

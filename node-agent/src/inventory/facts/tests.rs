@@ -39,9 +39,14 @@ fn facts(networks: &[(&str, NetworkFact)], containers: &[(&str, ContainerFact)])
     }
 }
 
+/// `veth7` leads to the namespace 7.
+fn namespace_of(port: &str) -> i32 {
+    port.trim_start_matches("veth").parse().unwrap()
+}
+
 fn links(ports: &[(&str, Mac, &[&str])]) -> Links {
     let port = |&(name, mac, link_local): &(&str, Mac, &[&str])| {
-        let peer = Peer { mac, link_local: link_local.iter().map(|text| text.parse().unwrap()).collect() };
+        let peer = Peer { namespace: namespace_of(name), mac, link_local: link_local.iter().map(|text| text.parse().unwrap()).collect() };
         (name.to_owned(), Port { bridge: "br0".to_owned(), peer: Some(peer) })
     };
     Links { bridges: BTreeMap::from([("br0".to_owned(), BTreeSet::new())]), ports: ports.iter().map(port).collect(), host: BTreeSet::new() }
@@ -62,6 +67,27 @@ fn two_ports_with_one_mac_are_nobodys() {
     let facts = facts(&[("n", network("bridge", Some("br0"), &[("c", MAC, "172.18.0.2")]))], &[("c", container("web", "n"))]);
     let (inventory, _) = facts.join(&links(&[("veth1", MAC, &[]), ("veth2", MAC, &[])]));
     assert_eq!(inventory.containers["c"].legs[0].port, None);
+}
+
+#[test]
+fn who_has_a_neighbours_mac_address_is_not_taken_for_it_where_their_namespaces_are_known() {
+    let thief = |known| ContainerFact { details: Some(Details { namespace: known, ..Details::default() }), ..container("thief", "n") };
+    let web = |known| ContainerFact { details: Some(Details { namespace: known, ..Details::default() }), ..container("web", "n") };
+    let (both, own, other) = (vec![("veth1", MAC, &[][..]), ("veth2", MAC, &[])], "veth1", "veth2");
+    for (what, known, ports, is) in [
+        ("both are known", (Some(1), Some(2)), &both[..], Some(own)),
+        ("web alone is", (Some(1), None), &both, Some(own)),
+        ("web is about to start", (None, Some(2)), &both, Some(own)),
+        ("and has no port yet", (None, Some(2)), &both[1..], None),
+        ("its own is not there any more", (Some(1), None), &both[1..], None),
+        ("nobody is known", (None, None), &both, None),
+    ] {
+        let attached = network("bridge", Some("br0"), &[("web", MAC, "172.18.0.2"), ("thief", OTHER, "172.18.0.3")]);
+        let facts = facts(&[("n", attached)], &[("web", web(known.0)), ("thief", thief(known.1))]);
+        let (inventory, _) = facts.join(&links(ports));
+        assert_eq!(inventory.containers["web"].legs[0].port.as_deref(), is, "{what}");
+        assert_ne!(inventory.containers["thief"].legs[0].port.as_deref(), Some(other), "{what}: its MAC address is not the engine's");
+    }
 }
 
 #[test]
