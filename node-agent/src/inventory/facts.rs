@@ -225,6 +225,7 @@ impl Facts {
         for container in containers.values_mut() {
             container.members.sort();
         }
+        own_choice_is_nobody_elses(&mut containers);
         let inventory = Inventory {
             networks,
             containers,
@@ -335,6 +336,33 @@ fn leg((container, network): (&str, &str), bridge: &str, mac: Mac, addresses: &B
         addresses.extend(peer.link_local.iter().filter(own).copied().map(IpAddr::V6));
     }
     Leg { network: network.to_owned(), bridge: bridge.to_owned(), port: port.map(|(name, _)| name.clone()), mac, addresses }
+}
+
+/// A link-local address that a container chose itself does not count where another one has it too: it would have the other's rules with
+/// it. Whoever has it of its MAC address keeps it; of two who chose the same, nobody can say whose it is.
+fn own_choice_is_nobody_elses(containers: &mut BTreeMap<String, Container>) {
+    let chosen =
+        |leg: &Leg, address: &IpAddr| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local() && *v6 != link_local(leg.mac));
+    let mut holders: BTreeMap<(String, IpAddr), usize> = BTreeMap::new();
+    for leg in containers.values().flat_map(|container| &container.legs) {
+        holders.extend(leg.addresses.iter().filter(|address| chosen(leg, address)).map(|&address| ((leg.bridge.clone(), address), 0)));
+    }
+    // Mostly nobody chose any.
+    if holders.is_empty() {
+        return;
+    }
+    for leg in containers.values().flat_map(|container| &container.legs) {
+        for &address in &leg.addresses {
+            if let Some(count) = holders.get_mut(&(leg.bridge.clone(), address)) {
+                *count += 1;
+            }
+        }
+    }
+    for leg in containers.values_mut().flat_map(|container| &mut container.legs) {
+        let mut addresses = std::mem::take(&mut leg.addresses);
+        addresses.retain(|address| !chosen(leg, address) || holders.get(&(leg.bridge.clone(), *address)) == Some(&1));
+        leg.addresses = addresses;
+    }
 }
 
 /// The link-local address that the kernel derives from a MAC address (RFC 4291, appendix A).

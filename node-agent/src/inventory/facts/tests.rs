@@ -100,6 +100,24 @@ fn a_link_local_address_of_its_own_choice_counts_a_neighbours_does_not() {
 }
 
 #[test]
+fn a_link_local_address_of_its_own_choice_does_not_count_where_another_one_has_it_too() {
+    let attached = network("bridge", Some("br0"), &[("thief", OTHER, "172.18.0.3"), ("web", MAC, "172.18.0.2")]);
+    let facts = facts(&[("n", attached)], &[("web", container("web", "n")), ("thief", container("thief", "n"))]);
+    let derived = link_local(MAC).to_string();
+    for (what, ports, address, holders) in [
+        ("one has it", [("veth1", MAC, &["fe80::1234"][..]), ("veth2", OTHER, &[])], "fe80::1234", &["web"][..]),
+        ("both chose it", [("veth1", MAC, &["fe80::1234"]), ("veth2", OTHER, &["fe80::1234"])], "fe80::1234", &[]),
+        // Of one that is about to start and has no port yet.
+        ("the other has it of its MAC address", [("veth2", OTHER, &[&derived]), ("veth3", [2; 6], &[])], &derived, &["web"]),
+    ] {
+        let (inventory, _) = facts.join(&links(&ports));
+        let has = |container: &&Container| container.legs[0].addresses.contains(&address.parse().unwrap());
+        let found: Vec<&str> = inventory.containers.values().filter(has).map(|container| container.name.as_str()).collect();
+        assert_eq!(found, holders, "{what}");
+    }
+}
+
+#[test]
 fn members_however_many_steps_away_belong_to_the_owner_of_the_namespace() {
     let mut privileged = container("third", "container:two");
     privileged.details = Some(Details { unmanaged: BTreeSet::from([Unmanaged::Privileged]), ..Details::default() });
