@@ -22,6 +22,11 @@ const READ_BACK_SINGLY: usize = 256;
 /// How long the owner of the tables may take to be gone, once another process wants them.
 const OWNER_GOES_WITHIN: Duration = Duration::from_secs(1);
 
+/// The kernel writes an entry's port first and then that it is sticky: a frame that comes between them moves it for good, and of the
+/// floods that tried, three in a hundred did (`no_flood_wins_the_race_for_a_mac_address_while_its_port_is_tied`). An entry that is sticky
+/// already has no such moment, so the second time is mostly the last.
+const TIED_ANEW: usize = 3;
+
 /// What the kernel holds after our last transaction.
 #[derive(Debug)]
 struct Held {
@@ -397,11 +402,22 @@ impl Nftables {
             stations::release(&self.links, *station).map_err(EnforceError::Links)?;
         }
         self.stations = wanted.intersection(before).copied().collect();
-        if self.stations.len() < wanted.len() {
-            let held = stations::read(&self.links).map_err(EnforceError::Links)?;
-            let new = wanted.difference(before).copied();
-            self.stations.extend(new.filter(|station| stations::hold(&self.links, &held, *station).is_ok()));
+        let mut new: Vec<Station> = wanted.difference(before).copied().collect();
+        let mut held = stations::Held::default();
+        for attempt in 0..=TIED_ANEW {
+            // The first time all of them, whatever is there: the ports are to learn nothing.
+            let loose: Vec<Station> = new.iter().filter(|station| attempt == 0 || !held.sticky.contains(station)).copied().collect();
+            if loose.is_empty() {
+                break;
+            }
+            if attempt == 0 {
+                held = stations::read(&self.links).map_err(EnforceError::Links)?;
+            }
+            let refused: Vec<Station> = loose.into_iter().filter(|station| stations::hold(&self.links, &held, *station).is_err()).collect();
+            new.retain(|station| !refused.contains(station));
+            held = stations::read(&self.links).map_err(EnforceError::Links)?;
         }
+        self.stations.extend(new.into_iter().filter(|station| held.sticky.contains(station)));
         let ports: BTreeSet<u32> = self.stations.iter().map(|station| station.port).collect();
         let tied = |name: &str| links.index(name).is_none_or(|port| ports.contains(&port));
         self.adrift = ruleset.pins.keys().filter(|name| !tied(name)).cloned().collect();
