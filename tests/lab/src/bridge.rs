@@ -98,8 +98,7 @@ impl<'h> Bridge<'h> {
         let [a, b, c, d] = v4.octets();
         let mac = [0x02, 0x42, a, b, c, d];
         let port = format!("v{}-{nth}", self.name);
-        Veth::between(self.host, &port, &netns, "eth0");
-        netns.ip(&format!("link set eth0 address {}", mac_text(mac)));
+        Veth::with_mac(self.host, &port, &netns, "eth0", &mac_text(mac));
         netns.ip(&format!("addr add {v4}/{} dev eth0", self.v4.prefix_len()));
         netns.ip(&format!("-6 addr add {v6}/{} dev eth0 nodad", self.v6.prefix_len()));
         netns.ip(&format!("route add default via {}", self.gateway_v4()));

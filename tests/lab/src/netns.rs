@@ -163,6 +163,22 @@ impl Veth {
     /// # Panics
     /// Where `ip link add` fails.
     pub fn between(a: &Netns, a_name: &str, b: &Netns, b_name: &str) {
+        Self::lay(a, a_name, b, b_name);
+        Self::set_up(a, a_name, b, b_name);
+    }
+
+    /// The same, with a MAC address for the second end: it has it before it is up, as an engine's have, or the first that it says is
+    /// about a link-local address of another one.
+    ///
+    /// # Panics
+    /// Where `ip link` fails.
+    pub fn with_mac(a: &Netns, a_name: &str, b: &Netns, b_name: &str, mac: &str) {
+        Self::lay(a, a_name, b, b_name);
+        b.ip(&format!("link set {b_name} address {mac}"));
+        Self::set_up(a, a_name, b, b_name);
+    }
+
+    fn lay(a: &Netns, a_name: &str, b: &Netns, b_name: &str) {
         process::check(Command::new("ip").args([
             "link",
             "add",
@@ -177,6 +193,9 @@ impl Veth {
             "netns",
             b.name(),
         ]));
+    }
+
+    fn set_up(a: &Netns, a_name: &str, b: &Netns, b_name: &str) {
         a.ip(&format!("link set {a_name} up"));
         b.ip(&format!("link set {b_name} up"));
     }
