@@ -64,7 +64,11 @@ host_up() {
         --pid-file= --local=/#/ --listen-address=203.0.113.53 --host-record=api.example.com,203.0.113.80
     start on_internet busybox httpd -f -p 203.0.113.80:80 -h $dir/www
 
-    echo '{}' >$dir/daemon.json
+    # Before 25 an engine leaves a key in /etc/docker unless told otherwise.
+    case $(command -v dockerd) in
+    "$BULKHEAD_LAB/engine20"/*) echo "{\"deprecated-key-path\": \"$dir/key.json\"}" ;;
+    *) echo '{}' ;;
+    esac >$dir/daemon.json
     export DOCKER_HOST=unix://$dir/docker.sock DOCKER_CONFIG=$dir/client
     start on_host dockerd --config-file $dir/daemon.json --data-root $dir/data --exec-root $dir/exec --pidfile $dir/dockerd.pid \
         --host "$DOCKER_HOST" --dns 203.0.113.53 --bip 172.30.0.1/24 --default-address-pool base=172.31.0.0/16,size=24 \

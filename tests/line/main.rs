@@ -240,7 +240,11 @@ fn one_edge_is_learned_approved_and_enforced_a_second_is_denied_and_all_of_it_is
     let refused = host.try_bulkhead(["mode", "line", "enforce", "--yes"]);
     assert_eq!(refused.status.code(), Some(3), "{}", String::from_utf8_lossy(&refused.stderr));
     assert!(get(&engine, "other", db), "still under Learn");
-    // That made a second edge of what only we did: what was described before is what is approved.
+    // That made a second edge of what only we did. What was read is what is approved, so it is to be there first.
+    eventually(PATIENCE, || {
+        let suggestion = host.bulkhead(["describe", "suggestion", "db"]);
+        if suggestion.contains("other") { Ok(()) } else { Err(suggestion) }
+    });
     let approve = |name: &str| {
         let suggestion = json(&host, &["describe", "suggestion", name]);
         let rules = suggestion["rules"].as_array().or(suggestion["suggestion"]["rules"].as_array()).cloned().unwrap_or_default();

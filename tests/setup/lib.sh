@@ -15,7 +15,7 @@ fi
 # Where downloads and builds are kept between runs.
 export BULKHEAD_LAB=${BULKHEAD_LAB:-${HOME:-/root}/.cache/bulkhead-lab}
 
-command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
 PATH=$PATH:/usr/sbin:/sbin
 
 # as_owner COMMAND...: cargo writes into ~/.cargo too, where a file of root's would stop the owner's next build.
@@ -36,10 +36,13 @@ theirs() {
     done
 }
 
+# owned_folder PATH: makes it, and those above it, the owner's from the start where they may make it.
+owned_folder() { as_owner mkdir -p "$1" 2>/dev/null || mkdir -p "$1"; }
+
 # Before it is needed, so that the reason is the first thing said.
 need_cargo() {
     command -v cargo >/dev/null && return
-    echo "no cargo on PATH or in ${CARGO_HOME:-$HOME/.cargo}/bin: install rustup (https://rustup.rs), then run this again" >&2
+    echo "no cargo on PATH or in ${CARGO_HOME:-${HOME:-/root}/.cargo}/bin: install rustup (https://rustup.rs), then run this again" >&2
     exit 1
 }
 
@@ -106,7 +109,7 @@ apt_install() {
 # Whether the go on PATH is at least this version, as in: has_go 1 26
 has_go() {
     local version major minor
-    version=$(go env GOVERSION 2>/dev/null) || return 1
+    version=$(as_owner go env GOVERSION 2>/dev/null) || return 1
     version=${version#go}
     major=${version%%.*}
     minor=${version#*.}

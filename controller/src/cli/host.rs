@@ -1,5 +1,7 @@
 //! The commands that change this host: up, down, install, check.
 
+use std::time::{Duration, Instant};
+
 use jiff::Timestamp;
 use nix::unistd::{Uid, User};
 use policy::review::{Action, Who};
@@ -7,8 +9,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::client::Client;
 use super::exit;
-use super::output::{Failed, chain};
+use super::output::{Failed, chain, clean};
 use crate::api::ask::Comment;
+use crate::api::view::StatusView;
 use crate::store::{Change, DecisionDraft, Store};
 use crate::supervise::down::{self, DownArgs};
 use crate::supervise::units::{self, InstallArgs};
@@ -43,7 +46,30 @@ pub(super) fn up(places: &Places, args: &UpArgs) -> Result<(), Failed> {
     let filter = EnvFilter::try_from_env("BULKHEAD_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
-    Ok(supervise::up(places, args)?)
+    supervise::up(places, args)?;
+    if args.detach {
+        what_is_not_seen(places).iter().for_each(|blind| println!("Not all is seen yet: {}", clean(blind)));
+    }
+    Ok(())
+}
+
+/// Why the agent that was just started does not see all it should. Empty too if the controller does not say.
+fn what_is_not_seen(places: &Places) -> Vec<String> {
+    const REPORTS_WITHIN: Duration = Duration::from_secs(2);
+    let Ok(client) = Client::new(places.api()) else { return Vec::new() };
+    let begun = Instant::now();
+    while begun.elapsed() < REPORTS_WITHIN {
+        let view: StatusView = match client.get("/api/v1/status") {
+            Ok(view) => view,
+            Err(_) => return Vec::new(),
+        };
+        let here: Vec<_> = view.nodes.into_iter().filter(|node| node.connected && node.status.since.is_some()).collect();
+        if !here.is_empty() {
+            return here.into_iter().flat_map(|node| node.status.blind).collect();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Vec::new()
 }
 
 pub(super) fn down(places: &Places, args: &DownArgs) -> Result<(), Failed> {

@@ -301,11 +301,20 @@ fn malformed(error: &serde_norway::Error, document: Option<String>) -> ReadError
         Some(at) => {
             // The place goes to the front, where people look for it.
             let tail = format!(" at line {} column {}", at.line(), at.column());
-            let what = what.strip_suffix(&tail).unwrap_or(&what).to_owned();
+            let what = shortened(what.strip_suffix(&tail).unwrap_or(&what));
             ReadError::Malformed { line: Some(at.line()), document, what }
         }
-        None => ReadError::Malformed { line: None, document, what },
+        None => ReadError::Malformed { line: None, document, what: shortened(&what) },
     }
+}
+
+/// The parser quotes what it met, which may be a whole file; what it expected comes last.
+fn shortened(what: &str) -> String {
+    const BEGIN: usize = 160;
+    const END: usize = 120;
+    let cut = |nth: usize| what.char_indices().nth(nth).map_or(what.len(), |(at, _)| at);
+    let count = what.chars().count();
+    if count <= BEGIN + END { what.to_owned() } else { format!("{} ... {}", &what[..cut(BEGIN)], &what[cut(count - END)..]) }
 }
 
 /// Refuses brackets that nest deeper than [`MAX_DEPTH`], before the scanner sees them. Brackets within texts count too: only

@@ -54,7 +54,11 @@ impl Kind {
         let folders = match self {
             Self::OnPath => return found("dockerd").then(Vec::new),
             Self::Debian => vec![cache.join("engine20/usr/sbin"), cache.join("engine20/usr/bin")],
-            Self::Current | Self::CurrentNftables => vec![cache.join("engine29/bin")],
+            // The client is no part of it; Debian's is the one that there always is.
+            Self::Current | Self::CurrentNftables => {
+                let client = Some(cache.join("engine20/usr/bin")).filter(|_| !found("docker"));
+                [cache.join("engine29/bin")].into_iter().chain(client).collect()
+            }
         };
         folders[0].join("dockerd").is_file().then_some(folders)
     }
@@ -162,9 +166,10 @@ impl Engine {
         command.env("PATH", &self.path).stdout(log.try_clone().expect("a file can be opened twice")).stderr(log);
         command.arg("--data-root").arg(self.dir.join("data")).arg("--exec-root").arg(self.dir.join("exec"));
         command.arg("--pidfile").arg(self.dir.join("dockerd.pid")).arg("--host").arg(self.docker_host());
-        // An empty one: the machine's /etc/docker/daemon.json is for the machine's engine.
+        // One of its own: the machine's /etc/docker/daemon.json is for the machine's engine. Before 25 an engine also leaves a key.
         let config = self.dir.join("daemon.json");
-        fs::write(&config, "{}").expect("the engine's folder can be written");
+        let key = if self.kind == Kind::Debian { format!("\"deprecated-key-path\": {:?}", self.dir.join("key.json")) } else { String::new() };
+        fs::write(&config, format!("{{{key}}}")).expect("the engine's folder can be written");
         command.arg("--config-file").arg(config);
         command.args(["--bip", "172.30.0.1/24", "--default-address-pool", "base=172.31.0.0/16,size=24"]);
         // cgroupfs works with and without systemd, and makes the cgroups' names ours.
