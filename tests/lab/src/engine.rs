@@ -168,7 +168,8 @@ impl Engine {
         command.arg("--pidfile").arg(self.dir.join("dockerd.pid")).arg("--host").arg(self.docker_host());
         // One of its own: the machine's /etc/docker/daemon.json is for the machine's engine. Before 25 an engine also leaves a key.
         let config = self.dir.join("daemon.json");
-        let key = if self.kind == Kind::Debian { format!("\"deprecated-key-path\": {:?}", self.dir.join("key.json")) } else { String::new() };
+        let key =
+            if self.kind == Kind::Debian { format!("\"deprecated-key-path\": {:?}", self.dir.join("key.json")) } else { String::new() };
         fs::write(&config, format!("{{{key}}}")).expect("the engine's folder can be written");
         command.arg("--config-file").arg(config);
         command.args(["--bip", "172.30.0.1/24", "--default-address-pool", "base=172.31.0.0/16,size=24"]);
