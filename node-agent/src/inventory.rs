@@ -6,7 +6,7 @@
 //! # Why
 //! The engine tells of a container's start after the container's first packet, but of `network connect` 13 ms (0.2 s on 20.10)
 //! before it. At that moment container inspect blocks, network inspect has the address and the container list the labels: these two
-//! are joined, the rest follows when the container runs.
+//! are joined, the rest follows when the container runs. Where the kernel tells earlier whose a port is ([`ahead`]), that counts until then.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,10 +18,13 @@ use tokio::task::JoinHandle;
 
 pub mod endpoint;
 
+mod ahead;
 mod daemon;
 pub(crate) mod engine;
 mod events;
 pub(crate) mod facts;
+mod inhabitants;
+mod inspects;
 mod joins;
 mod links;
 mod namespace;

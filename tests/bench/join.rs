@@ -240,7 +240,7 @@ impl Record<'_> {
             waited.0.extend(self.waited(id));
             if let Some(its) = self.bound.get(id) {
                 own.push(its.own.as_secs_f64());
-                bound.0.extend(its.since_event.map(|time| time.as_secs_f64()));
+                bound.0.extend(self.joined.get(id).map(|event| since(*event, its.at)));
             }
             let ports = start.made.port..start.made.port + PORTS;
             let veth = self.seen.port.iter().find(|(_, port)| ports.contains(port)).map(|(veth, _)| veth);

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Between two looks at the end of the log.
 const PAUSE: Duration = Duration::from_micros(500);
@@ -17,8 +17,8 @@ const PAUSE: Duration = Duration::from_micros(500);
 pub(crate) struct Bound {
     /// Since the agent knew all of it.
     pub(crate) own: Duration,
-    /// Since the engine's event.
-    pub(crate) since_event: Option<Duration>,
+    /// When it said so.
+    pub(crate) at: SystemTime,
 }
 
 /// Reads until it is told to end.
@@ -64,12 +64,13 @@ impl Follower {
     }
 }
 
-/// `... bound container="4f..." bridge="br-front" own_us=812 since_event_us=4100`
+/// `2026-11-29T03:00:00.123456Z DEBUG ...: bound container="4f..." bridge="br-front" own_us=812 since_told_us=4100`
 fn read(line: &str) -> Option<(String, Bound)> {
-    let (_, fields) = line.split_once(": bound container=")?;
+    let (head, fields) = line.split_once(": bound container=")?;
+    let at: jiff::Timestamp = head.split_whitespace().find_map(|word| word.parse().ok())?;
     let mut words = fields.split_whitespace();
     let id = words.next()?.trim_matches('"').to_owned();
     let fields: BTreeMap<&str, &str> = words.filter_map(|word| word.split_once('=')).collect();
-    let time = |name: &str| fields.get(name)?.parse().ok().map(Duration::from_micros);
-    Some((id, Bound { own: time("own_us")?, since_event: time("since_event_us") }))
+    let own = Duration::from_micros(fields.get("own_us")?.parse().ok()?);
+    Some((id, Bound { own, at: at.into() }))
 }

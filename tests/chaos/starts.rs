@@ -23,6 +23,8 @@ const NETWORK: &str = "front";
 const GATEWAYS: [&str; 2] = ["172.29.7.1", "fd00:7::1"];
 /// At once.
 const BURST: u64 = 50;
+/// A container is bound no longer than this before the engine says that it joined.
+const AHEAD: Duration = Duration::from_millis(300);
 
 /// Source ports say who it is, whatever address it has: those of `client`, who may reach the server.
 const CLIENTS: std::ops::Range<u16> = 20_000..30_000;
@@ -243,7 +245,7 @@ impl Clock {
         Self { joined, bound, programs, log }
     }
 
-    /// Milliseconds from one to the other, of all joins whose address is known.
+    /// Milliseconds from one to the other, of all joins whose address is known; less than nothing if it was bound before.
     fn latencies(mut self, addresses: &BTreeMap<String, Vec<(IpAddr, Option<SystemTime>)>>) -> Vec<f64> {
         for program in &mut self.programs {
             program.stop(Duration::from_secs(2));
@@ -261,10 +263,13 @@ impl Clock {
         for (id, addresses) in addresses {
             for (nth, (address, answered)) in addresses.iter().enumerate() {
                 let Some(at) = joined.get(id).and_then(|all| all.get(nth)) else { continue };
-                // An address that its workload got back at once was bound all the time: the next change is somebody else's.
-                let meant = |time: &&SystemTime| *time >= at && answered.is_some_and(|answered| **time <= answered);
-                let first = bound.get(&address.to_string()).and_then(|all| all.iter().find(meant));
-                found.extend(first.and_then(|time| time.duration_since(*at).ok()).map(|late| late.as_secs_f64() * 1000.0));
+                // An address that its workload got back at once was bound all the time: the change before is another one's.
+                let meant = |time: &&SystemTime| **time + AHEAD >= *at && answered.is_some_and(|answered| **time <= answered);
+                let last = bound.get(&address.to_string()).and_then(|all| all.iter().rfind(meant));
+                found.extend(last.map(|time| match time.duration_since(*at) {
+                    Ok(late) => late.as_secs_f64() * 1000.0,
+                    Err(early) => -early.duration().as_secs_f64() * 1000.0,
+                }));
             }
         }
         found.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! A container that has its neighbour's MAC address, before the agent looks who is behind which port.
+//! A container that has its neighbour's MAC address or addresses of its choice before the agent looks who is behind which port.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -88,4 +88,61 @@ fn who_has_a_neighbours_mac_address_when_the_agent_comes_back_neither_cuts_it_of
     });
     assert_eq!(server.heard(), before, "what the thief sent as web reached db");
     reaches("after its start");
+}
+
+#[test]
+fn addresses_that_a_container_gives_itself_before_a_slow_agent_looks_are_not_its_for_long_and_nobodys_rules_come_with_them() {
+    let _limit = limit(Duration::from_secs(240));
+    let (engine, _internet) = match engine(&[]) {
+        Ok(both) => both,
+        Err(reason) => lab::skip!("{reason}"),
+    };
+    network(&engine, "back", 1);
+    run(&engine, "db", "back", &[]);
+    run(&engine, "web", "back", &["--ip", WEB]);
+    run(&engine, "thief", "back", &[]);
+    let host = Host::on(&engine);
+    let up = host.up();
+    known(&host, &["db", "web", "thief"]);
+    host.bulkhead(["allow", "web", "db", "udp/53"]);
+    enforce(&host, "back", &["db", "web", "thief"]);
+    let db = SocketAddr::new(engine.address("db", "back"), 53);
+    let server = Server::udp_echo(&engine.netns_of("db"), db);
+    let reaches = |when: &str| {
+        let inside = engine.netns_of("web");
+        eventually(PATIENCE, || match inside.udp_echo(db, b"web's own") {
+            lab::Echo::Answered => Ok(()),
+            other => Err(format!("web does not reach db {when}: {other:?}")),
+        });
+    };
+    reaches("before");
+
+    // Its address is free, and db's is not.
+    engine.docker(["stop", "-t", "0", "web"]);
+    engine.docker(["rm", "-f", "thief"]);
+    let before = server.heard();
+    kill(agent(&up), Signal::SIGSTOP).unwrap();
+    run(&engine, "thief", "back", &["--cap-add", "NET_ADMIN"]);
+    let inside = engine.netns_of("thief");
+    let its = engine.address("thief", "back");
+    for address in [WEB.parse().unwrap(), db.ip(), "10.66.1.200".parse::<IpAddr>().unwrap()] {
+        inside.check(Command::new("ip").args(["addr", "add", &format!("{address}/24"), "dev", "eth0"]));
+    }
+    kill(agent(&up), Signal::SIGCONT).unwrap();
+    let wire = Frames::open(&inside, "eth0");
+    let (to_mac, its_mac) = (engine.mac("db", "back"), engine.mac("thief", "back"));
+    let over = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < over {
+        for from in [WEB.parse().unwrap(), its, "10.66.1.200".parse::<IpAddr>().unwrap()] {
+            let packet = frame::ip(from, db.ip(), frame::PROTO_UDP, &frame::udp((from, 5000), (db.ip(), 53), b"as if it were web"));
+            wire.send(&frame::ethernet(to_mac, its_mac, frame::ETH_IPV4, &packet));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(server.heard(), before, "what the thief sent reached db");
+    engine.docker(["start", "web"]);
+    reaches("while the thief has its address too");
+    // What the kernel showed counts no longer than until the engine has told.
+    let tables = engine.netns.ruleset();
+    assert!(!tables.contains("10.66.1.200"), "{tables}");
 }

@@ -1,11 +1,12 @@
 //! Starts, stops, attachments: what is known, how soon, and who held what when.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lab::Engine;
+use lab::engine::Kind;
 use policy::Endpoint;
 use policy::inventory::Published;
 
@@ -63,6 +64,55 @@ fn the_address_is_known_within_milliseconds_of_the_connect_event() {
         eprintln!("connect event to snapshot, ms: {waits:?}");
         // Two busy cores: the middle one of five, not the worst.
         assert!(waits[2] < 50, "{waits:?}");
+    });
+}
+
+/// When the engine said that each container joined a network.
+fn joined(engine: &Engine) -> BTreeMap<String, Timestamp> {
+    let now = Timestamp::now().as_second() + 1;
+    let until = now.to_string();
+    let told = engine.docker(["events", "--since", "1", "--until", &until, "--filter", "event=connect", "--format", "{{json .}}"]);
+    let event = |line: &str| {
+        let event: serde_json::Value = serde_json::from_str(line).ok()?;
+        let container = event["Actor"]["Attributes"]["container"].as_str()?.to_owned();
+        Some((container, Timestamp::from_nanosecond(event["timeNano"].as_i64()?.into()).ok()?))
+    };
+    told.lines().filter_map(event).collect()
+}
+
+#[test]
+fn a_container_is_known_when_its_cable_is_there_and_stays_as_the_engine_tells_it() {
+    on_every_engine!(|engine: Engine| {
+        engine.docker(["network", "create", "--ipv6", "--subnet", "fd00:66::/64", "front"]);
+        let (bridge, watching) = (engine.bridge("front"), Watching::start(&engine));
+        std::thread::scope(|scope| {
+            for n in 0..10 {
+                let engine = &engine;
+                scope.spawn(move || engine.docker(["run", "-d", "--name", &format!("job{n}"), "--network", "front", "bb"]));
+            }
+        });
+        let found: Vec<_> = (0..10).map(|n| watching.settled(&format!("job{n}"))).collect();
+        let (joined, now) = (joined(&engine), watching.now());
+        let mut early = Vec::new();
+        for container in &found {
+            let (leg, told) = (&container.legs[0], joined[&container.id]);
+            let engines: BTreeSet<IpAddr> = [engine.address(&container.name, "front"), engine.address_v6(&container.name, "front")].into();
+            let global: BTreeSet<IpAddr> =
+                leg.addresses.iter().filter(|address| !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())).copied().collect();
+            assert_eq!((&leg.bridge, &global), (&bridge, &engines));
+            for address in global {
+                let leases: Vec<_> =
+                    now.leases.leases().filter(|lease| lease.container == container.id && lease.address == address).collect();
+                assert_eq!(leases.len(), 1, "told twice, and one lease: {leases:?}");
+                early.push(told.duration_since(leases[0].from).as_millis());
+            }
+        }
+        early.sort_unstable();
+        eprintln!("before the connect event, ms: {early:?}");
+        // 20.10 tells of it before there is a cable.
+        if engine.kind == Kind::Current {
+            assert!(early[early.len() / 2] > 0, "{early:?}");
+        }
     });
 }
 

@@ -136,6 +136,8 @@ pub(crate) struct Peer {
     pub(crate) mac: Mac,
     /// fe80::/10 addresses it has.
     pub(crate) link_local: BTreeSet<Ipv6Addr>,
+    /// The others that it had when it was read.
+    pub(crate) addresses: BTreeSet<IpAddr>,
 }
 
 /// Everything that was told, and what is to be said of all of it.
@@ -143,6 +145,8 @@ pub(crate) struct Peer {
 pub(crate) struct Facts {
     pub(crate) networks: BTreeMap<String, NetworkFact>,
     pub(crate) containers: BTreeMap<String, ContainerFact>,
+    /// Namespaces of containers of which the engine has not told a process yet: see [`ahead`](super::ahead).
+    pub(crate) seen_in: BTreeMap<String, i32>,
     pub(crate) userland_proxy: bool,
     /// Why nothing of this engine can be held to a policy (rootless, Podman).
     pub(crate) engine_unmanaged: Option<String>,
@@ -164,17 +168,40 @@ impl Facts {
         if let Some(network) = self.networks.get_mut(network) {
             network.attached.remove(container);
         }
+        if !self.is_here(container) {
+            self.seen_in.remove(container);
+        }
     }
 
     /// Who is known to be in which network namespace, but for who shares another's.
     pub(crate) fn inside(&self) -> BTreeMap<String, i32> {
         let own = self.containers.iter().filter(|(_, fact)| fact.running && !fact.network_mode.starts_with("container:"));
-        own.filter_map(|(id, fact)| Some((id.clone(), fact.details.as_ref()?.namespace?))).collect()
+        let told = own.filter_map(|(id, fact)| Some((id.clone(), fact.details.as_ref()?.namespace?)));
+        self.seen_in.clone().into_iter().chain(told).collect()
+    }
+
+    /// First processes of containers that run, where the engine's last word is that they are in one of these namespaces.
+    pub(crate) fn processes_in(&self, namespaces: &BTreeSet<i32>) -> Vec<u32> {
+        let details = self.containers.values().filter(|fact| fact.running).filter_map(|fact| fact.details.as_ref());
+        let inside = details.filter(|details| details.namespace.is_some_and(|id| namespaces.contains(&id)));
+        inside.filter_map(|details| details.pid).collect()
+    }
+
+    /// What only inspect tells of a container; whether that is anything new.
+    pub(crate) fn inspected(&mut self, container: &str, details: Details) -> bool {
+        let Some(fact) = self.containers.get_mut(container).filter(|fact| fact.running) else { return false };
+        if details.namespace.is_some() {
+            self.seen_in.remove(container);
+        }
+        let news = fact.details.as_ref() != Some(&details);
+        fact.details = Some(details);
+        news
     }
 
     /// A container is gone.
     pub(crate) fn forget(&mut self, container: &str) {
         self.containers.remove(container);
+        self.seen_in.remove(container);
         for network in self.networks.values_mut() {
             network.attached.remove(container);
         }

@@ -5,7 +5,7 @@
 //! RTM_GETLINK and RTM_GETADDR answer for that namespace when asked with IFLA_TARGET_NETNSID and IFA_TARGET_NETNSID
 //! (linux/if_link.h, linux/if_addr.h; CAP_NET_ADMIN suffices). The engine makes the veth, moves one end, gives that its MAC address
 //! and sets it up, all before the container's first program runs; only the last of these is told here, as the host's end having a
-//! carrier. Then the MAC address is read, once: one who may change it later must not take a neighbour's place by doing so. An
+//! carrier. Then its MAC address and what addresses it has are read, once: one who may change it later must not take a neighbour's place by doing so. An
 //! agent that comes later, or is slow, reads what it is by then: see [`namespace`](super::namespace).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -238,18 +238,18 @@ async fn peer(handle: &Handle, index: u32, namespace: i32) -> Result<Option<Peer
     let Some(mac) = mac else { return Ok(None) };
     let mut ask = handle.address().get();
     let message = ask.message_mut();
-    message.header.family = AddressFamily::Inet6;
     message.header.index = index;
     message.attributes.push(AddressAttribute::TargetNetNsId(namespace));
-    let mut link_local: BTreeSet<Ipv6Addr> = BTreeSet::new();
+    let (mut link_local, mut addresses) = (BTreeSet::<Ipv6Addr>::new(), BTreeSet::new());
     let mut answers = ask.execute();
     while let Some(message) = answers.try_next().await? {
-        match address(&message) {
-            Some(IpAddr::V6(found)) if found.is_unicast_link_local() && message.header.index == index => drop(link_local.insert(found)),
-            Some(_) | None => {}
+        match address(&message).filter(|_| message.header.index == index) {
+            Some(IpAddr::V6(found)) if found.is_unicast_link_local() => drop(link_local.insert(found)),
+            Some(found) => drop(addresses.insert(found)),
+            None => {}
         }
     }
-    Ok(Some(Peer { namespace, mac, link_local }))
+    Ok(Some(Peer { namespace, mac, link_local, addresses }))
 }
 
 /// The address of a message, unless it is loopback's. On a point-to-point link IFA_ADDRESS is the other end's, IFA_LOCAL ours.

@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 
 use bollard::errors::Error as EngineError;
 use bollard::models::EventMessage;
-use futures::stream::{self, BoxStream, FuturesOrdered};
-use futures::{FutureExt, Stream, StreamExt};
+use futures::stream::FuturesOrdered;
+use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use policy::lease::LeaseBook;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use super::ahead::{self, Ahead};
 use super::engine::{Engine, EngineFact};
 use super::events::{Change, change};
-use super::facts::{ContainerFact, Details, Ends, Facts, Links, NetworkFact};
+use super::facts::{ContainerFact, Ends, Facts, Links, NetworkFact};
+use super::inhabitants::Inhabitants;
+use super::inspects::{Answer, Inspect, Inspects};
 use super::joins::Joins;
 use super::links::Seen;
 use super::told::{self, Changes, Told};
@@ -28,16 +30,10 @@ const RESYNC: Duration = Duration::from_secs(60);
 /// First and longest wait before the engine is tried again. Its containers are started before it answers, and nothing passes on a
 /// guarded network until we know whose they are.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
-/// How long the first listing waits for inspects: one that starts keeps its own waiting, and must not keep all others.
-const DETAILS: Duration = Duration::from_secs(1);
 /// A port is on its bridge before the engine tells whose it is; after this long it is nobody's that we know.
 const UNCLAIMED: Duration = Duration::from_secs(5);
-/// Inspects of a listing under way at the same time: each is a connection with buffers of its own, and a thousand of them are memory that
-/// is kept. More than a machine that boots has starting containers, whose inspects wait.
-const ABREAST: usize = 64;
-/// Of the containers that a regular listing shows as they were, so many are inspected, or one in so many if that is more: what only
-/// inspect tells changes without an event only where the engine itself does.
-const AGAIN: (usize, usize) = (64, 8);
+/// How long the first listing waits for inspects: one that starts keeps its own waiting, and must not keep all others.
+const DETAILS: Duration = Duration::from_secs(1);
 /// Events taken at once: a `compose up` of fifty containers is some four hundred.
 const BATCH: usize = 64;
 /// Batches that the engine is asked about at the same time, so that who joins while it is slow to answer is asked about meanwhile. The
@@ -55,9 +51,6 @@ enum SessionError {
     Broke(#[source] EngineError),
 }
 
-/// What inspect told of a container.
-type Answer = (String, Result<Option<Details>, EngineError>);
-
 /// Owner of everything that was told.
 pub(crate) struct Task {
     options: Options,
@@ -69,14 +62,12 @@ pub(crate) struct Task {
     blind: Option<String>,
     /// What was listed before this moment holds all that happened before it.
     synced: Timestamp,
-    asked: JoinSet<Answer>,
-    /// Inspects of a listing, which come after those of events.
-    listed: BoxStream<'static, Answer>,
-    /// The container that a regular listing inspected last.
-    inspected: String,
+    inspects: Inspects,
     /// The engine was reloaded: what it told of all is to be told again.
     reloaded: bool,
     unclaimed: BTreeMap<String, Timestamp>,
+    ahead: Ahead,
+    inhabitants: Inhabitants,
     joins: Joins,
     sender: watch::Sender<Arc<Snapshot>>,
 }
@@ -93,11 +84,11 @@ impl Task {
             leases: LeaseBook::default(),
             blind,
             synced: Timestamp::MIN,
-            asked: JoinSet::new(),
-            listed: stream::empty().boxed(),
-            inspected: String::new(),
+            inspects: Inspects::default(),
             reloaded: false,
             unclaimed: BTreeMap::new(),
+            ahead: Ahead::default(),
+            inhabitants: Inhabitants::new(),
             joins: Joins::default(),
             sender,
         };
@@ -182,30 +173,17 @@ impl Task {
                 },
                 // All that came before it is done with.
                 () = std::future::ready(()), if ended.is_some() && asked.is_empty() => return ended.map_or(Ok(()), Err),
-                Some(answer) = self.asked.join_next(), if !self.asked.is_empty() => {
-                    let mut news = self.answered(answer);
-                    while let Some(answer) = self.asked.try_join_next() {
-                        news |= self.answered(answer);
-                    }
-                    if news {
-                        self.publish();
-                    }
-                }
-                Some(answer) = self.listed.next() => {
-                    // What has come is taken at once, and mostly is what was known.
-                    let mut news = self.answered(Ok(answer));
-                    while let Some(Some(answer)) = self.listed.next().now_or_never() {
-                        news |= self.answered(Ok(answer));
-                    }
-                    if news {
-                        self.publish();
-                    }
-                }
                 changed = self.links.changed() => {
                     if changed.is_err() {
                         return Ok(());
                     }
+                    self.look_ahead();
                     self.links_moved();
+                }
+                answers = self.inspects.answers() => {
+                    if answers.into_iter().fold(false, |news, answer| self.answered(answer) || news) {
+                        self.publish();
+                    }
                 }
                 _ = resync.tick() => {
                     let inspect = if std::mem::take(&mut self.reloaded) { Inspect::All } else { Inspect::Some };
@@ -229,81 +207,37 @@ impl Task {
             keep_details(fact, self.facts.containers.get(id));
         }
         // Ports, resolvers and process ids change without an event where the engine reloads or restarts.
-        let running = containers.iter().filter(|(_, fact)| fact.running);
-        let due = match inspect {
-            Inspect::All => running.map(|(id, _)| id.clone()).collect(),
-            Inspect::Some => {
-                let as_it_was = |id: &String, fact| self.facts.containers.get(id) == Some(fact) && fact.details.is_some();
-                let (known, news): (Vec<_>, Vec<_>) = running.partition(|(id, fact)| as_it_was(id, *fact));
-                let known: Vec<&String> = known.into_iter().map(|(id, _)| id).collect();
-                let again = next_of(&known, &self.inspected, AGAIN.0.max(known.len().div_ceil(AGAIN.1)));
-                if let Some(last) = again.last() {
-                    self.inspected.clone_from(last);
-                }
-                news.into_iter().map(|(id, _)| id.clone()).chain(again).collect()
-            }
-        };
+        let due = self.inspects.due(inspect, &containers, &self.facts.containers);
         let news = self.facts.networks != networks || self.facts.containers != containers;
         self.facts.networks = networks;
         self.facts.containers = containers;
+        self.ahead.listed(&mut self.facts, started);
         self.synced = started;
         self.facts.userland_proxy = self.about.userland_proxy;
         self.facts.engine_unmanaged.clone_from(&self.about.unmanaged);
-        self.inspect(engine, due);
+        self.inspects.list(engine, &self.about.configured, due);
         Ok(news)
-    }
-
-    /// Asks about these, some at a time. An earlier listing, which mostly is done by then, is given up: the rest comes in its turn.
-    fn inspect(&mut self, engine: &Engine, due: Vec<String>) {
-        let (engine, configured) = (engine.clone(), self.about.configured.clone());
-        let one = move |id: String| {
-            let (engine, configured) = (engine.clone(), configured.clone());
-            async move {
-                let answer = engine.details(&id, &configured).await;
-                (id, answer)
-            }
-        };
-        self.listed = stream::iter(due).map(one).buffer_unordered(ABREAST).boxed();
     }
 
     /// Waits for what only inspect tells, so that the first thing said of running containers is whole: without their published ports
     /// the doors that are open would close for a moment.
     async fn all_details(&mut self) {
-        let _ = tokio::time::timeout(DETAILS, async {
-            while let Some(answer) = self.listed.next().await {
-                self.answered(Ok(answer));
-            }
-        })
-        .await;
-    }
-
-    fn ask(&mut self, engine: &Engine, id: String) {
-        let (engine, configured) = (engine.clone(), self.about.configured.clone());
-        self.asked.spawn(async move {
-            let answer = engine.details(&id, &configured).await;
-            (id, answer)
-        });
+        for answer in self.inspects.listed_within(DETAILS).await {
+            self.answered(answer);
+        }
     }
 
     /// Whether it says anything new.
-    fn answered(&mut self, answer: Result<Answer, tokio::task::JoinError>) -> bool {
+    fn answered(&mut self, (container, answer): Answer) -> bool {
         match answer {
-            Ok((id, Ok(Some(details)))) => {
-                let fact = self.facts.containers.get_mut(&id).filter(|fact| fact.running);
-                return fact.is_some_and(|fact| {
-                    let known = fact.details.as_ref() == Some(&details);
-                    fact.details = Some(details);
-                    !known
-                });
-            }
+            Ok(Some(details)) => self.facts.inspected(&container, details),
             // Gone meanwhile; its event says when.
-            Ok((_, Ok(None))) => {}
-            Ok((container, Err(error))) => {
+            Ok(None) => false,
+            Err(error) => {
                 warn!(container, error = &error as &dyn std::error::Error, "container not inspected; tried again at the next listing");
+                false
             }
-            Err(error) => warn!(error = &error as &dyn std::error::Error, "container not inspected"),
         }
-        false
     }
 
     /// What a batch of events says that is not in the last listing. With what ended the stream, if something did.
@@ -349,6 +283,8 @@ impl Task {
             last = at;
             self.apply(engine, (&told.networks, &ends), change, at).await?;
         }
+        // It may have told of a container whose port was there before.
+        self.look_ahead();
         self.publish_at(last, told_at);
         Ok(())
     }
@@ -369,23 +305,34 @@ impl Task {
                 let known = self.facts.networks.entry(network.clone());
                 known.or_insert_with(|| NetworkFact { attached: BTreeMap::new(), ..told.clone() });
                 match told.attached.get(&container) {
-                    Some(attached) => self.facts.attach(&network, &container, attached.clone()),
+                    Some(attached) => {
+                        self.facts.attach(&network, &container, attached.clone());
+                        self.ahead.told(&network, &container);
+                    }
                     None => info!(container, network = told.name, "a container left its network before its address was read"),
                 }
                 if self.facts.containers.get(&container).is_some_and(|fact| fact.running) {
-                    self.ask(engine, container);
+                    self.inspects.ask(engine, &self.about.configured, container);
                 }
             }
-            Change::Disconnect { network, container } => self.facts.detach(&network, &container),
+            // Heard of late, and it has come again since.
+            Change::Disconnect { network, container } if self.ahead.is_of_before(Some(&network), &container, at) => {}
+            Change::Disconnect { network, container } => {
+                self.facts.detach(&network, &container);
+                self.ahead.told(&network, &container);
+            }
             Change::Read(_) => {}
             Change::Start(container) => {
                 if let Some(fact) = self.facts.containers.get_mut(&container) {
                     fact.running = true;
                 }
-                self.ask(engine, container);
+                self.inspects.ask(engine, &self.about.configured, container);
             }
             Change::Die(container) => {
                 // Its addresses are its own until the engine takes them back: `network disconnect`.
+                if !self.ahead.is_of_before(None, &container, at) {
+                    self.facts.seen_in.remove(&container);
+                }
                 if let Some(fact) = self.facts.containers.get_mut(&container) {
                     fact.running = false;
                     fact.details = None;
@@ -455,10 +402,35 @@ impl Task {
         });
     }
 
+    /// What the kernel tells of new ports before the engine does.
+    fn look_ahead(&mut self) {
+        let (links, now) = (self.links.borrow().links.clone(), Timestamp::now());
+        let mut moved = self.ahead.gone(&mut self.facts, &links);
+        let inventory = Arc::clone(&self.sender.borrow().inventory);
+        let claimed = claimed(&inventory);
+        let long = |port: &String| self.unclaimed.get(port).is_some_and(|since| now.duration_since(*since).unsigned_abs() >= UNCLAIMED);
+        let new = links.ports.iter().filter(|(port, _)| !claimed.contains(port) && !long(port));
+        let candidates = ahead::candidates(&self.facts, new);
+        if !candidates.is_empty() {
+            let namespaces = candidates.iter().map(ahead::Candidate::namespace).collect();
+            match self.inhabitants.of(&namespaces, &self.facts.processes_in(&namespaces)) {
+                Ok(found) => moved.extend(self.ahead.place(&mut self.facts, &links, candidates, &found, now)),
+                Err(error) => warn!(error = &error as &dyn std::error::Error, "whose a new port is must wait for the engine's word"),
+            }
+        }
+        if moved.is_empty() {
+            return;
+        }
+        let ends = Ends::of(&links, self.facts.inside());
+        for id in moved {
+            self.leases.move_one(&id, self.facts.container_here(&id, &ends).as_ref(), now);
+        }
+    }
+
     /// Ports that have been nobody's for a while.
     fn strangers(&mut self, inventory: &policy::Inventory, links: &Links) -> BTreeMap<String, String> {
         let now = Timestamp::now();
-        let claimed: BTreeSet<&String> = inventory.containers.values().flat_map(|c| &c.legs).filter_map(|leg| leg.port.as_ref()).collect();
+        let claimed = claimed(inventory);
         self.unclaimed.retain(|port, _| links.ports.contains_key(port) && !claimed.contains(port));
         for port in links.ports.keys().filter(|port| !claimed.contains(port)) {
             self.unclaimed.entry(port.clone()).or_insert(now);
@@ -469,18 +441,9 @@ impl Task {
     }
 }
 
-/// Which of the containers that run a listing inspects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Inspect {
-    All,
-    /// Those that are not as they were, and a share of the rest in turn.
-    Some,
-}
-
-/// So many of these, which are in order, from the first behind `last` on and around.
-fn next_of(ids: &[&String], last: &str, most: usize) -> Vec<String> {
-    let begin = ids.partition_point(|id| id.as_str() <= last);
-    ids.iter().cycle().skip(begin).take(most.min(ids.len())).map(|id| (*id).clone()).collect()
+/// Ports of which it is known whose they are.
+fn claimed(inventory: &policy::Inventory) -> BTreeSet<&String> {
+    inventory.containers.values().flat_map(|container| &container.legs).filter_map(|leg| leg.port.as_ref()).collect()
 }
 
 /// Whether the wall clock, by which the engine tells the time of events, was put back since the last listing.
@@ -505,18 +468,6 @@ pub(crate) fn read_any(json: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn regular_listings_inspect_everybody_in_turn_and_nobody_twice_at_once() {
-        let ids: Vec<String> = (0..10).map(|n| n.to_string()).collect();
-        let ids: Vec<&String> = ids.iter().collect();
-        assert_eq!(next_of(&ids, "", 4), ["0", "1", "2", "3"]);
-        assert_eq!(next_of(&ids, "3", 4), ["4", "5", "6", "7"]);
-        assert_eq!(next_of(&ids, "7", 4), ["8", "9", "0", "1"], "around");
-        assert_eq!(next_of(&ids, "55", 2), ["6", "7"], "the last one may be gone");
-        assert_eq!(next_of(&ids, "9", 64).len(), 10);
-        assert!(next_of(&[], "9", 64).is_empty());
-    }
 
     #[test]
     fn a_clock_that_was_put_back_is_noticed_and_one_that_goes_on_is_not() {

@@ -38,7 +38,8 @@ impl Work {
         self.tell_joined();
     }
 
-    /// How long it took since somebody joined an enforced network: since the engine gave the address, and since the agent knew of it.
+    /// How long it took since somebody joined an enforced network: since it was told where (the time of the engine's event, or before it
+    /// when the kernel's side was seen), and since the agent knew all of it.
     fn tell_joined(&mut self) {
         let (guarded, now) = (self.binding.ruleset().guarded(), Timestamp::now());
         let told = self.joins_told;
@@ -49,13 +50,13 @@ impl Work {
             let Some(leg) = leg.filter(|_| self.failing.is_none() && guarded.contains(&join.bridge)) else { continue };
             let own = join.known.elapsed();
             let first = leg.addresses.first().and_then(|&address| self.snapshot.leases.find(Some(&join.bridge), address, now));
-            let since_event = first.and_then(|lease| Duration::try_from(now.duration_since(lease.from)).ok());
+            let since_told = first.and_then(|lease| Duration::try_from(now.duration_since(lease.from)).ok());
             metrics::histogram!("bulkhead_agent_join_seconds", "since" => "known").record(own);
-            if let Some(since_event) = since_event {
-                metrics::histogram!("bulkhead_agent_join_seconds", "since" => "event").record(since_event);
+            if let Some(since_told) = since_told {
+                metrics::histogram!("bulkhead_agent_join_seconds", "since" => "told").record(since_told);
             }
-            let (own_us, since_event_us) = (micros(own), since_event.map(micros));
-            debug!(container = join.container, bridge = join.bridge, own_us, since_event_us, "bound");
+            let (own_us, since_told_us) = (micros(own), since_told.map(micros));
+            debug!(container = join.container, bridge = join.bridge, own_us, since_told_us, "bound");
         }
     }
 

@@ -46,7 +46,12 @@ fn namespace_of(port: &str) -> i32 {
 
 fn links(ports: &[(&str, Mac, &[&str])]) -> Links {
     let port = |&(name, mac, link_local): &(&str, Mac, &[&str])| {
-        let peer = Peer { namespace: namespace_of(name), mac, link_local: link_local.iter().map(|text| text.parse().unwrap()).collect() };
+        let peer = Peer {
+            namespace: namespace_of(name),
+            mac,
+            link_local: link_local.iter().map(|text| text.parse().unwrap()).collect(),
+            addresses: BTreeSet::new(),
+        };
         (name.to_owned(), Port { bridge: "br0".to_owned(), peer: Some(peer) })
     };
     Links { bridges: BTreeMap::from([("br0".to_owned(), BTreeSet::new())]), ports: ports.iter().map(port).collect(), host: BTreeSet::new() }

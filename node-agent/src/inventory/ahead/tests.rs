@@ -1,0 +1,167 @@
+use super::super::facts::{ContainerFact, Details, Mac};
+use super::*;
+
+const MAC: Mac = [2, 0x42, 0xac, 0x12, 0, 2];
+const OTHER: Mac = [2, 0x42, 0xac, 0x12, 0, 3];
+
+fn network(attached: &[(&str, Mac, &str)]) -> NetworkFact {
+    let attached = attached.iter().map(|&(id, mac, address)| {
+        let addresses = BTreeSet::from([address.parse().unwrap()]);
+        (id.to_owned(), Attached { mac: Some(mac), addresses })
+    });
+    NetworkFact {
+        name: "front".to_owned(),
+        project: None,
+        driver: "bridge".to_owned(),
+        bridge: Some("br0".to_owned()),
+        subnets: vec!["172.18.0.0/16".parse().unwrap(), "2001:db8:18::/64".parse().unwrap()],
+        internal: false,
+        attached: attached.collect(),
+    }
+}
+
+fn container(name: &str, mode: &str) -> (String, ContainerFact) {
+    let fact = ContainerFact {
+        name: name.to_owned(),
+        image: String::new(),
+        labels: BTreeMap::new(),
+        running: false,
+        network_mode: mode.to_owned(),
+        details: None,
+    };
+    (name.to_owned(), fact)
+}
+
+fn facts(attached: &[(&str, Mac, &str)]) -> Facts {
+    let containers = [container("web", "front"), container("db", "front"), container("sidecar", "container:web")];
+    Facts { networks: [("n".to_owned(), network(attached))].into(), containers: containers.into(), ..Facts::default() }
+}
+
+/// One port, which leads to the namespace 7 and the host has 172.18.0.1.
+fn links(mac: Mac, addresses: &[&str]) -> Links {
+    let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+    let peer = Peer { namespace: 7, mac, link_local: BTreeSet::new(), addresses };
+    Links {
+        bridges: [("br0".to_owned(), BTreeSet::new())].into(),
+        ports: [("veth7".to_owned(), Port { bridge: "br0".to_owned(), peer: Some(peer) })].into(),
+        host: ["172.18.0.1".parse().unwrap()].into(),
+    }
+}
+
+fn inside(containers: &[&str]) -> BTreeMap<i32, BTreeSet<String>> {
+    [(7, containers.iter().map(|&name| name.to_owned()).collect())].into()
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_000_000 + second).unwrap()
+}
+
+/// What the namespace 7 has been taken for, and with which addresses.
+fn look(facts: &mut Facts, ahead: &mut Ahead, links: &Links, found: &[&str]) -> Vec<String> {
+    let candidates = candidates(facts, links.ports.iter());
+    ahead.place(facts, links, candidates, &inside(found), at(0))
+}
+
+fn held(facts: &Facts, container: &str) -> Vec<String> {
+    let attached = facts.networks["n"].attached.get(container);
+    attached.map(|attached| attached.addresses.iter().map(ToString::to_string).collect()).unwrap_or_default()
+}
+
+#[test]
+fn a_new_port_is_its_whose_processes_are_behind_it_with_the_addresses_that_may_be_its() {
+    let neighbour = ("db", OTHER, "172.18.0.3");
+    for (what, attached, addresses, found, is) in [
+        (
+            "as the engine sets it up",
+            &[neighbour][..],
+            &["172.18.0.2", "2001:db8:18::2"][..],
+            &["web"][..],
+            &["172.18.0.2", "2001:db8:18::2"][..],
+        ),
+        ("with who shares its namespace", &[neighbour], &["172.18.0.2"], &["sidecar", "web"], &["172.18.0.2"]),
+        ("a neighbour's address", &[neighbour], &["172.18.0.2", "172.18.0.3"], &["web"], &["172.18.0.2"]),
+        ("nothing but a neighbour's", &[neighbour], &["172.18.0.3"], &["web"], &[]),
+        ("the node's", &[neighbour], &["172.18.0.1"], &["web"], &[]),
+        ("of no subnet of the network", &[neighbour], &["192.0.2.7", "2001:db8:19::2"], &["web"], &[]),
+        ("two that share nothing", &[], &["172.18.0.2"], &["db", "web"], &[]),
+        ("nobody that the engine knows", &[], &["172.18.0.2"], &["stranger"], &[]),
+        ("nobody", &[], &["172.18.0.2"], &[], &[]),
+        ("no addresses", &[], &[], &["web"], &[]),
+        ("the engine has told of it", &[("web", MAC, "172.18.0.9")], &["172.18.0.2"], &["web"], &["172.18.0.9"]),
+        ("the engine has told of it with another MAC address", &[("web", OTHER, "172.18.0.9")], &["172.18.0.2"], &["web"], &["172.18.0.9"]),
+        ("its MAC address is of one that the engine has told of", &[("db", MAC, "172.18.0.3")], &["172.18.0.2"], &["web"], &[]),
+    ] {
+        let (mut facts, mut ahead) = (facts(attached), Ahead::default());
+        let placed = look(&mut facts, &mut ahead, &links(MAC, addresses), found);
+        assert_eq!(held(&facts, "web"), is, "{what}");
+        let fresh = !is.is_empty() && !attached.iter().any(|(id, ..)| *id == "web");
+        assert_eq!(placed, if fresh { vec!["web"] } else { vec![] }, "{what}");
+        assert!(held(&facts, "sidecar").is_empty(), "{what}");
+        assert!(attached.iter().all(|(id, _, address)| held(&facts, id) == [*address]), "{what}: nobody loses anything");
+    }
+}
+
+#[test]
+fn its_port_is_known_by_its_namespace() {
+    let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+    let links = links(MAC, &["172.18.0.2"]);
+    look(&mut facts, &mut ahead, &links, &["web"]);
+    let (inventory, _) = facts.join(&links);
+    assert_eq!(inventory.containers["web"].legs[0].port.as_deref(), Some("veth7"));
+    assert_eq!(facts.inside(), [("web".to_owned(), 7)].into());
+    // What inspect tells takes its place.
+    let fact = facts.containers.get_mut("web").unwrap();
+    fact.running = true;
+    facts.inspected("web", Details { namespace: Some(8), ..Details::default() });
+    assert_eq!(facts.inside(), [("web".to_owned(), 8)].into());
+    assert!(facts.seen_in.is_empty());
+}
+
+#[test]
+fn who_never_came_to_be_there_goes_with_its_port() {
+    let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+    let links = links(MAC, &["172.18.0.2"]);
+    look(&mut facts, &mut ahead, &links, &["web"]);
+    assert!(ahead.gone(&mut facts, &links).is_empty());
+    assert_eq!(ahead.gone(&mut facts, &Links::default()), ["web"]);
+    assert!(held(&facts, "web").is_empty() && facts.seen_in.is_empty() && facts.inside().is_empty());
+    assert!(ahead.gone(&mut facts, &Links::default()).is_empty(), "once");
+}
+
+#[test]
+fn who_the_engine_has_told_of_goes_by_the_engines_word() {
+    let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+    let links = links(MAC, &["172.18.0.2"]);
+    look(&mut facts, &mut ahead, &links, &["web"]);
+    ahead.told("n", "web");
+    assert!(ahead.gone(&mut facts, &Links::default()).is_empty());
+    assert_eq!(held(&facts, "web"), ["172.18.0.2"]);
+    facts.detach("n", "web");
+    assert!(facts.seen_in.is_empty(), "an id of a namespace is used again");
+}
+
+#[test]
+fn what_is_heard_late_of_its_life_before_changes_nothing() {
+    let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+    look(&mut facts, &mut ahead, &links(MAC, &["172.18.0.2"]), &["web"]);
+    assert!(ahead.is_of_before(Some("n"), "web", at(-1)) && ahead.is_of_before(None, "web", at(-1)));
+    assert!(!ahead.is_of_before(Some("n"), "web", at(1)), "it has left again");
+    assert!(!ahead.is_of_before(Some("another"), "web", at(-1)) && !ahead.is_of_before(None, "db", at(-1)));
+}
+
+#[test]
+fn a_listing_that_was_asked_for_before_does_not_undo_it_and_a_later_one_does() {
+    for (what, attached, asked, stays) in [
+        ("asked just before", &[][..], at(-1), &["172.18.0.2"][..]),
+        ("asked just after", &[], at(1), &["172.18.0.2"]),
+        ("the engine has had the time to tell", &[], at(60), &[]),
+        ("the engine tells", &[("web", MAC, "172.18.0.4")], at(1), &["172.18.0.4"]),
+    ] {
+        let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+        look(&mut facts, &mut ahead, &links(MAC, &["172.18.0.2"]), &["web"]);
+        facts.networks = [("n".to_owned(), network(attached))].into();
+        ahead.listed(&mut facts, asked);
+        assert_eq!(held(&facts, "web"), stays, "{what}");
+        assert_eq!(facts.seen_in.is_empty(), stays.is_empty(), "{what}");
+    }
+}
