@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "everything here is a test")]
 
 mod api;
+mod clock;
 mod deeds;
 mod faults;
 mod starts;

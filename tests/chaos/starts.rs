@@ -2,13 +2,11 @@
 //! allowed connection. Counted on the cables: what arrived that nobody allowed, and how often a first packet came too early.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use lab::frame::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP};
 use lab::{Capture, Engine, Host, Netns, Packet, Server, eventually, limit, needs_engine};
@@ -16,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::api::Api;
+use crate::clock::{self, Clock};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const IMAGE: &str = "starts:1";
@@ -23,8 +22,6 @@ const NETWORK: &str = "front";
 const GATEWAYS: [&str; 2] = ["172.29.7.1", "fd00:7::1"];
 /// At once.
 const BURST: u64 = 50;
-/// A container is bound no longer than this before the engine says that it joined.
-const AHEAD: Duration = Duration::from_millis(300);
 
 /// Source ports say who it is, whatever address it has: those of `client`, who may reach the server.
 const CLIENTS: std::ops::Range<u16> = 20_000..30_000;
@@ -212,86 +209,6 @@ fn cable(engine: &Engine, container: &str) -> u32 {
     String::from_utf8_lossy(&out.stdout).trim().parse().unwrap()
 }
 
-/// When the engine said that containers joined, and when their addresses were in the kernel.
-struct Clock {
-    joined: Arc<Mutex<BTreeMap<String, Vec<SystemTime>>>>,
-    bound: Arc<Mutex<BTreeMap<String, Vec<SystemTime>>>>,
-    programs: Vec<lab::Process>,
-    log: std::path::PathBuf,
-}
-
-impl Clock {
-    fn start(engine: &Engine, nft: bool) -> Self {
-        let (joined, bound) = (Arc::default(), Arc::default());
-        let log = engine.dir.join("events");
-        let mut events = engine.command("docker");
-        events.args(["events", "--filter", "type=network", "--filter", "event=connect", "--format", "{{json .}}"]);
-        let events = engine.netns.spawn(events.stdout(File::create(&log).unwrap()));
-        let mut programs = vec![events];
-        if nft {
-            let pipe = engine.dir.join("bound");
-            nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-            let (its, to) = (Arc::clone(&bound), pipe.clone());
-            thread::spawn(move || {
-                for line in BufReader::new(File::open(to).unwrap()).lines().map_while(Result::ok) {
-                    note_bound(&its, &line);
-                }
-            });
-            let mut monitor = Command::new("stdbuf");
-            monitor.args(["-oL", "nft", "monitor", "new", "elements"]);
-            let out = File::options().write(true).open(&pipe).unwrap();
-            programs.push(engine.netns.spawn(monitor.stdout(out).stderr(Stdio::null())));
-        }
-        Self { joined, bound, programs, log }
-    }
-
-    /// Milliseconds from one to the other, of all joins whose address is known; less than nothing if it was bound before.
-    fn latencies(mut self, addresses: &BTreeMap<String, Vec<(IpAddr, Option<SystemTime>)>>) -> Vec<f64> {
-        for program in &mut self.programs {
-            program.stop(Duration::from_secs(2));
-        }
-        for line in std::fs::read_to_string(&self.log).unwrap().lines() {
-            let Ok(event) = serde_json::from_str::<serde_json::Value>(line) else { continue };
-            let (Some(id), Some(nanos)) = (event["Actor"]["Attributes"]["container"].as_str(), event["timeNano"].as_u64()) else {
-                continue;
-            };
-            let mut joined = self.joined.lock().unwrap();
-            joined.entry(id.to_owned()).or_default().push(UNIX_EPOCH + Duration::from_nanos(nanos));
-        }
-        let (joined, bound) = (self.joined.lock().unwrap(), self.bound.lock().unwrap());
-        let mut found = Vec::new();
-        for (id, addresses) in addresses {
-            for (nth, (address, answered)) in addresses.iter().enumerate() {
-                let Some(at) = joined.get(id).and_then(|all| all.get(nth)) else { continue };
-                // An address that its workload got back at once was bound all the time: the change before is another one's.
-                let meant = |time: &&SystemTime| **time + AHEAD >= *at && answered.is_some_and(|answered| **time <= answered);
-                let last = bound.get(&address.to_string()).and_then(|all| all.iter().rfind(meant));
-                found.extend(last.map(|time| match time.duration_since(*at) {
-                    Ok(late) => late.as_secs_f64() * 1000.0,
-                    Err(early) => -early.duration().as_secs_f64() * 1000.0,
-                }));
-            }
-        }
-        found.sort_by(f64::total_cmp);
-        found
-    }
-}
-
-/// `add element inet bulkhead senders4 { "br-front" . 172.29.7.4 : jump egress_refuse }`
-fn note_bound(bound: &Mutex<BTreeMap<String, Vec<SystemTime>>>, line: &str) {
-    if !line.contains(" senders4 ") {
-        return;
-    }
-    let now = SystemTime::now();
-    for word in line.split_whitespace().filter(|word| word.parse::<IpAddr>().is_ok()) {
-        bound.lock().unwrap().entry(word.to_owned()).or_default().push(now);
-    }
-}
-
-fn part(sorted: &[f64], of_a_hundred: usize) -> f64 {
-    sorted.get((sorted.len() * of_a_hundred / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
-}
-
 struct Starter<'s> {
     api: Api,
     stage: &'s Stage,
@@ -366,7 +283,8 @@ impl Starter<'_> {
 
 /// Half of them alone, half in bursts.
 fn starts(engine: &Engine, total: u64) {
-    let host = Host::on(engine);
+    let mut host = Host::on(engine);
+    host.set("BULKHEAD_LOG", "info,node_agent::agent::work::bound=debug,node_agent::inventory=debug");
     let up = host.up();
     let mut stage = Stage::set(engine, &host);
     let clock = Clock::start(engine, true);
@@ -429,8 +347,8 @@ impl std::fmt::Display for Firsts {
         write!(
             f,
             "{lost} of {all} (at most {most} each; answered after p50 {:.1}, p99 {:.1} ms)",
-            part(&self.took, 50),
-            part(&self.took, 99)
+            clock::part(&self.took, 50),
+            clock::part(&self.took, 99)
         )
     }
 }
@@ -466,22 +384,40 @@ fn report(engine: &Engine, host: &Host<'_>, runs: &[Run], ids: &BTreeMap<String,
     let unheard: Vec<_> = clients.clone().filter(|run| !heard(run)).map(named).collect();
     let clients = clients.count();
     let failed: Vec<_> = runs.iter().filter(|run| !run.ok).map(named).collect();
-    let late = clock.latencies(&addresses);
+    let joins = clock.ends(&addresses);
+    let mut late: Vec<f64> = joins.iter().filter_map(|joined| joined.bound.last().copied()).collect();
+    late.sort_by(f64::total_cmp);
     let text = format!(
         "engine {:?}: {} starts under Enforce ({clients} of a client, {} restarts): leaked packets {}, failed first connections {}; \
          first packets lost: alone {alone}, in bursts of {BURST} {together}, while the agent hung {behind}; \
-         {told} were asked by the server before they asked for it; joined -> bound of {}: p50 {:.1} ms, p99 {:.1} ms; packets that the captures missed {unseen}",
+         {told} were asked by the server before they asked for it; joined -> bound of {}: p50 {:.1} ms, p99 {:.1} ms, at most {:.1} ms; packets that the captures missed {unseen}",
         engine.kind,
         runs.len(),
         runs.iter().filter(|run| run.restart).count(),
         seen.leaks.len(),
         failed.len(),
         late.len(),
-        part(&late, 50),
-        part(&late, 99),
+        clock::part(&late, 50),
+        clock::part(&late, 99),
+        clock::part(&late, 100),
     );
     println!("{text}");
     crate::report(&text);
+    for run in runs.iter().filter(|run| run.client && run.how == How::InABurst) {
+        let Some((veth, syns)) = opened(run, &seen) else { continue };
+        let (questions, first) = seen.asked.get(&veth).copied().unwrap_or((0, syns.at));
+        let Some(joined) = joins.iter().find(|joined| joined.id == ids[&run.name] && joined.nth == usize::from(run.restart)) else {
+            continue;
+        };
+        if syns.count > 1 || questions > 1 {
+            let first = clock::after(joined.at, first);
+            let (syns, address, bound) = (syns.count, joined.address, &joined.bound);
+            crate::report(&format!(
+                "  late: {} ({}) from {address}: {questions} ARP, {syns} SYN, the first {first:.1} ms after it joined; bound {bound:.1?} ms after that",
+                run.name, joined.id,
+            ));
+        }
+    }
     assert_eq!(seen.leaks, Vec::<String>::new(), "packets that nobody allowed arrived");
     assert_eq!(failed, Vec::<String>::new(), "every first connection goes as it should; {}", host.said());
     assert_eq!(unseen, 0, "the captures saw everything");

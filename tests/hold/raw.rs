@@ -41,6 +41,17 @@ fn attacks(own: [IpAddr; 2], web: [IpAddr; 2], db: [IpAddr; 2]) -> Vec<(String, 
             frame::ip(from, to, frame::PROTO_TCP, &frame::tcp_carrying((from, 80), (to, 40_000), (1, 1), 0x18, m))
         });
         add("tcp with no flags", &|m| frame::ip(from, to, frame::PROTO_TCP, &frame::tcp_carrying((from, 80), (to, 80), (1, 0), 0, m)));
+        // Fast open asking for a cookie (RFC 7413), and multipath as the first connection and as one more of another (RFC 8684).
+        for (name, options) in [
+            ("fast open", &[34, 2, 1, 1][..]),
+            ("fast open with a cookie", &[34, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1]),
+            ("multipath", &[30, 4, 1, 1]),
+            ("multipath that joins", &[30, 12, 0x10, 1, 0, 0, 0, 1, 0, 0, 0, 2]),
+        ] {
+            add(&format!("a SYN with data: {name}"), &|m| {
+                frame::ip(from, to, frame::PROTO_TCP, &frame::tcp_with_options((from, 4000), (to, 80), (1, 0), 2, options, m))
+            });
+        }
         for protocol in [2_u8, 4, 33, 41, 46, 47, 50, 89, 94, 103, 112, 115, 136, 137, 253, 254] {
             // 41 within IPv6 and 4 within IPv4 carry a packet that would be allowed to web.
             let inner = |m: &[u8]| frame::ip(other, to, frame::PROTO_UDP, &dgram(other, m));

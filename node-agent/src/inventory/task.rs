@@ -181,7 +181,11 @@ impl Task {
                     self.links_moved();
                 }
                 answers = self.inspects.answers() => {
-                    if answers.into_iter().fold(false, |news, answer| self.answered(answer) || news) {
+                    let mut news = false;
+                    for answer in answers {
+                        news |= self.answered(answer);
+                    }
+                    if news {
                         self.publish();
                     }
                 }

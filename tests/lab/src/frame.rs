@@ -144,8 +144,19 @@ pub fn tcp(from: (IpAddr, u16), to: (IpAddr, u16), sequence: u32, flags: u8) -> 
 
 /// A TCP segment with data, by its sequence and acknowledgement numbers.
 pub fn tcp_carrying(from: (IpAddr, u16), to: (IpAddr, u16), numbers: (u32, u32), flags: u8, data: &[u8]) -> Vec<u8> {
+    tcp_with_options(from, to, numbers, flags, &[], data)
+}
+
+/// The same with options.
+///
+/// # Panics
+/// Where these are not whole words, or more than ten.
+pub fn tcp_with_options(from: (IpAddr, u16), to: (IpAddr, u16), numbers: (u32, u32), flags: u8, options: &[u8], data: &[u8]) -> Vec<u8> {
+    assert!(options.len().is_multiple_of(4) && options.len() <= 40, "no header has these: {options:?}");
+    let words = 5 + u8::try_from(options.len() / 4).expect("at most ten");
     let mut segment = [&from.1.to_be_bytes()[..], &to.1.to_be_bytes(), &numbers.0.to_be_bytes(), &numbers.1.to_be_bytes()].concat();
-    segment.extend_from_slice(&[0x50, flags, 0x40, 0, 0, 0, 0, 0]);
+    segment.extend_from_slice(&[words << 4, flags, 0x40, 0, 0, 0, 0, 0]);
+    segment.extend_from_slice(options);
     segment.extend_from_slice(data);
     let sum = pseudo_checksum(from.0, to.0, PROTO_TCP, &segment);
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
