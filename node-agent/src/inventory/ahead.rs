@@ -26,6 +26,8 @@ const TOLD_WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Ahead {
     /// By network and container.
     places: BTreeMap<(String, String), Place>,
+    /// Ports with their namespaces of which the engine had the time to tell, and didn't: no kernel's word counts there any more.
+    untold: BTreeMap<String, i32>,
 }
 
 #[derive(Debug)]
@@ -78,7 +80,7 @@ impl Ahead {
             let Some(container) = found.get(&peer.namespace).and_then(|inside| owner(facts, inside)) else { continue };
             let fact = &facts.networks[&network];
             let addresses = own(fact, links, &container, &peer.addresses);
-            if fact.attached.contains_key(&container) || addresses.is_empty() {
+            if fact.attached.contains_key(&container) || addresses.is_empty() || self.untold.contains_key(port) {
                 continue;
             }
             debug!(container, port, network = fact.name, "known ahead of the engine's word");
@@ -92,9 +94,16 @@ impl Ahead {
         placed
     }
 
-    /// The engine has told of this place.
-    pub(super) fn told(&mut self, network: &str, container: &str) {
+    /// The engine has told of this place. Returns who was taken for this container: the port with its MAC address is nobody else's.
+    pub(super) fn told(&mut self, facts: &mut Facts, network: &str, container: &str) -> Vec<String> {
         self.places.remove(&(network.to_owned(), container.to_owned()));
+        let Some(mac) = facts.networks.get(network).and_then(|fact| fact.attached.get(container)?.mac) else { return Vec::new() };
+        let wrong = self.places.extract_if(.., |(on, _), place| on == network && place.attached.mac == Some(mac));
+        let wrong: Vec<String> = wrong.map(|((_, container), _)| container).collect();
+        for container in &wrong {
+            facts.detach(network, container);
+        }
+        wrong
     }
 
     /// Whether something of that time is about the container's life before, on this network or on any.
@@ -105,9 +114,9 @@ impl Ahead {
 
     /// Ports that went away before the engine told of them: their containers never came to be there. Returns these.
     pub(super) fn gone(&mut self, facts: &mut Facts, links: &Links) -> Vec<String> {
-        let leads = |place: &Place| links.ports.get(&place.port).and_then(|port| port.peer.as_ref()).map(|peer| peer.namespace);
-        let gone: Vec<(String, String)> =
-            self.places.extract_if(.., |_, place| leads(place) != Some(place.namespace)).map(|(key, _)| key).collect();
+        self.untold.retain(|port, namespace| leads(links, port) == Some(*namespace));
+        let gone = self.places.extract_if(.., |_, place| leads(links, &place.port) != Some(place.namespace));
+        let gone: Vec<(String, String)> = gone.map(|(key, _)| key).collect();
         gone.into_iter()
             .map(|(network, container)| {
                 facts.detach(&network, &container);
@@ -116,21 +125,31 @@ impl Ahead {
             .collect()
     }
 
-    /// The engine was asked for everything at this time, and what it said has replaced what was known of networks.
-    pub(super) fn listed(&mut self, facts: &mut Facts, asked: Timestamp) {
-        self.places.retain(|(network, container), place| {
-            if facts.networks.get(network).is_some_and(|network| network.attached.contains_key(container)) {
-                return false;
-            }
+    /// The engine was asked for everything at this time, and what it said has replaced what was known of networks. What it gave to
+    /// somebody else by then it has taken back.
+    pub(super) fn listed(&mut self, facts: &mut Facts, links: &Links, asked: Timestamp) {
+        let places = std::mem::take(&mut self.places);
+        for ((network, container), mut place) in places {
+            let Some(fact) = facts.networks.get(&network).filter(|fact| !fact.attached.contains_key(&container)) else { continue };
             let waits = asked.duration_since(place.at).unsigned_abs() < TOLD_WITHIN;
-            if waits {
-                facts.attach(network, container, place.attached.clone());
-            } else {
-                facts.detach(network, container);
+            if !waits {
+                self.untold.insert(place.port, place.namespace);
+                continue;
             }
-            waits
-        });
+            place.attached.addresses = own(fact, links, &container, &place.attached.addresses);
+            let is_anothers = fact.attached.values().any(|other| other.mac == place.attached.mac);
+            if leads(links, &place.port) == Some(place.namespace) && !place.attached.addresses.is_empty() && !is_anothers {
+                facts.attach(&network, &container, place.attached.clone());
+                self.places.insert((network, container), place);
+            }
+        }
+        facts.forget_where_nobody_is();
     }
+}
+
+/// The namespace of the other end of a port.
+fn leads(links: &Links, port: &str) -> Option<i32> {
+    links.ports.get(port)?.peer.as_ref().map(|peer| peer.namespace)
 }
 
 /// Of the containers that have processes in a namespace, the one that shares nobody's.

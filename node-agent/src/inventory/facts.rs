@@ -198,6 +198,12 @@ impl Facts {
         news
     }
 
+    /// Of whoever is not here it is not known where it is: an id of a namespace is used again.
+    pub(crate) fn forget_where_nobody_is(&mut self) {
+        let seen = std::mem::take(&mut self.seen_in);
+        self.seen_in = seen.into_iter().filter(|(container, _)| self.is_here(container)).collect();
+    }
+
     /// A container is gone.
     pub(crate) fn forget(&mut self, container: &str) {
         self.containers.remove(container);

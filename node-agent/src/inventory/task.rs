@@ -215,7 +215,8 @@ impl Task {
         let news = self.facts.networks != networks || self.facts.containers != containers;
         self.facts.networks = networks;
         self.facts.containers = containers;
-        self.ahead.listed(&mut self.facts, started);
+        let links = self.links.borrow().links.clone();
+        self.ahead.listed(&mut self.facts, &links, started);
         self.synced = started;
         self.facts.userland_proxy = self.about.userland_proxy;
         self.facts.engine_unmanaged.clone_from(&self.about.unmanaged);
@@ -311,7 +312,9 @@ impl Task {
                 match told.attached.get(&container) {
                     Some(attached) => {
                         self.facts.attach(&network, &container, attached.clone());
-                        self.ahead.told(&network, &container);
+                        for wrong in self.ahead.told(&mut self.facts, &network, &container) {
+                            self.leases.move_one(&wrong, self.facts.container_here(&wrong, ends).as_ref(), at);
+                        }
                     }
                     None => info!(container, network = told.name, "a container left its network before its address was read"),
                 }
@@ -323,7 +326,7 @@ impl Task {
             Change::Disconnect { network, container } if self.ahead.is_of_before(Some(&network), &container, at) => {}
             Change::Disconnect { network, container } => {
                 self.facts.detach(&network, &container);
-                self.ahead.told(&network, &container);
+                self.ahead.told(&mut self.facts, &network, &container);
             }
             Change::Read(_) => {}
             Change::Start(container) => {

@@ -133,7 +133,7 @@ fn who_the_engine_has_told_of_goes_by_the_engines_word() {
     let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
     let links = links(MAC, &["172.18.0.2"]);
     look(&mut facts, &mut ahead, &links, &["web"]);
-    ahead.told("n", "web");
+    ahead.told(&mut facts, "n", "web");
     assert!(ahead.gone(&mut facts, &Links::default()).is_empty());
     assert_eq!(held(&facts, "web"), ["172.18.0.2"]);
     facts.detach("n", "web");
@@ -156,12 +156,70 @@ fn a_listing_that_was_asked_for_before_does_not_undo_it_and_a_later_one_does() {
         ("asked just after", &[], at(1), &["172.18.0.2"]),
         ("the engine has had the time to tell", &[], at(60), &[]),
         ("the engine tells", &[("web", MAC, "172.18.0.4")], at(1), &["172.18.0.4"]),
+        ("its address is another's by now", &[("db", OTHER, "172.18.0.2")], at(1), &[]),
     ] {
         let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
-        look(&mut facts, &mut ahead, &links(MAC, &["172.18.0.2"]), &["web"]);
+        let links = links(MAC, &["172.18.0.2"]);
+        look(&mut facts, &mut ahead, &links, &["web"]);
         facts.networks = [("n".to_owned(), network(attached))].into();
-        ahead.listed(&mut facts, asked);
+        ahead.listed(&mut facts, &links, asked);
         assert_eq!(held(&facts, "web"), stays, "{what}");
         assert_eq!(facts.seen_in.is_empty(), stays.is_empty(), "{what}");
+        assert!(attached.iter().all(|(id, _, address)| held(&facts, id) == [*address]), "{what}: nobody loses anything");
     }
+}
+
+#[test]
+fn a_listing_does_not_bring_back_who_is_gone_with_its_port() {
+    let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+    look(&mut facts, &mut ahead, &links(MAC, &["172.18.0.2"]), &["web"]);
+    facts.networks = [("n".to_owned(), network(&[("db", OTHER, "172.18.0.3")]))].into();
+    ahead.listed(&mut facts, &Links::default(), at(1));
+    assert!(held(&facts, "web").is_empty() && facts.seen_in.is_empty());
+}
+
+#[test]
+fn what_the_engine_had_the_time_to_tell_and_does_not_is_not_taken_from_the_kernel_again() {
+    let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+    let links = links(MAC, &["172.18.0.2"]);
+    look(&mut facts, &mut ahead, &links, &["web"]);
+    facts.networks = [("n".to_owned(), network(&[]))].into();
+    ahead.listed(&mut facts, &links, at(60));
+    assert!(look(&mut facts, &mut ahead, &links, &["web"]).is_empty(), "the same port");
+    ahead.gone(&mut facts, &Links::default());
+    assert_eq!(look(&mut facts, &mut ahead, &links, &["web"]), ["web"], "another one");
+}
+
+#[test]
+fn where_a_container_was_seen_is_forgotten_with_it_though_no_event_told() {
+    let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+    let links = links(MAC, &["172.18.0.2"]);
+    look(&mut facts, &mut ahead, &links, &["web"]);
+    ahead.told(&mut facts, "n", "web");
+    // The engine was away, and web with it.
+    facts.networks = [("n".to_owned(), network(&[]))].into();
+    ahead.listed(&mut facts, &links, at(60));
+    assert!(facts.inside().is_empty());
+}
+
+#[test]
+fn who_was_taken_for_another_is_not_once_the_engine_says_whose_the_mac_address_is() {
+    let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+    let links = links(MAC, &["172.18.0.2"]);
+    look(&mut facts, &mut ahead, &links, &["web"]);
+    let attached = Attached { mac: Some(MAC), addresses: ["172.18.0.2".parse().unwrap()].into() };
+    facts.attach("n", "db", attached.clone());
+    assert_eq!(ahead.told(&mut facts, "n", "db"), ["web"]);
+    let legs = |facts: &Facts| {
+        facts.join(&links).0.containers.into_values().map(|container| (container.id, container.legs.len())).collect::<Vec<_>>()
+    };
+    assert_eq!(legs(&facts), [("db".to_owned(), 1)]);
+    assert!(facts.seen_in.is_empty(), "db's port is nobody else's");
+
+    // The same by a listing.
+    let (mut facts, mut ahead) = (self::facts(&[]), Ahead::default());
+    look(&mut facts, &mut ahead, &links, &["web"]);
+    facts.networks = [("n".to_owned(), network(&[("db", MAC, "172.18.0.3")]))].into();
+    ahead.listed(&mut facts, &links, at(1));
+    assert_eq!(legs(&facts), [("db".to_owned(), 1)]);
 }

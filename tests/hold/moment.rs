@@ -1,0 +1,224 @@
+//! The moment between being bound and being tied to a port, and the one between the kernel's word and the engine's: who is killed, cut
+//! off or told of in it.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lab::bridge::mac_text;
+use lab::frame::{self, Frames};
+use lab::{Engine, Host, Server, eventually, limit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::deaths::agent;
+use crate::early::{Scene, held};
+use crate::stage::{PATIENCE, enforce, engine, known, network, run};
+
+/// Waits until a container with this address is bound; its port and MAC address.
+fn bound(engine: &Engine, address: &str) -> (String, String) {
+    let over = Instant::now() + PATIENCE;
+    loop {
+        if let Some((port, mac, _)) = held(engine).into_iter().find(|(_, _, its)| its == address) {
+            return (port, mac);
+        }
+        assert!(Instant::now() < over, "{address} is not bound");
+    }
+}
+
+fn tied(engine: &Engine, port: &str, mac: &str) -> bool {
+    let all = engine.netns.check(Command::new("bridge").args(["fdb", "show", "dev", port]));
+    all.lines().any(|line| line.starts_with(mac) && line.contains("sticky"))
+}
+
+const JOB: &str = "10.66.1.77";
+
+/// A guarded network with db, web, a thief, and `job`, which comes later and may reach db and be reached by web.
+fn set(engine: &Engine) -> (Host<'_>, lab::Process) {
+    network(engine, "back", 1);
+    for (name, address) in [("db", "10.66.1.50"), ("web", "10.66.1.51"), ("thief", "10.66.1.52"), ("job", JOB)] {
+        run(engine, name, "back", &["--ip", address]);
+    }
+    let host = Host::on(engine);
+    let up = host.up();
+    known(&host, &["db", "web", "thief", "job"]);
+    for (from, to) in [("web", "db"), ("job", "db"), ("web", "job")] {
+        host.bulkhead(["allow", from, to, "udp/53"]);
+    }
+    enforce(&host, "back", &["db", "web", "thief", "job"]);
+    (host, up)
+}
+
+#[test]
+fn what_an_agent_that_is_killed_between_binding_and_tying_left_undone_the_next_one_does() {
+    let _limit = limit(Duration::from_secs(240));
+    let (engine, _internet) = match engine(&[]) {
+        Ok(both) => both,
+        Err(reason) => lab::skip!("{reason}"),
+    };
+    let (host, up) = set(&engine);
+    let thief = Frames::open(&engine.netns_of("thief"), "eth0");
+    let (mut inside_window, over) = (0, AtomicBool::new(false));
+    for n in 0..6 {
+        engine.docker(["stop", "-t", "0", "job"]);
+        eventually(PATIENCE, || if held(&engine).iter().any(|(_, _, its)| its == JOB) { Err("still bound") } else { Ok(()) });
+        let dead = agent(&up);
+        let (port, mac, in_it) = thread::scope(|scope| {
+            scope.spawn(|| engine.docker(["start", "job"]));
+            let (port, mac) = bound(&engine, JOB);
+            kill(dead, Signal::SIGKILL).unwrap();
+            let in_it = !tied(&engine, &port, &mac);
+            (port, mac, in_it)
+        });
+        inside_window += u32::from(in_it);
+        let mac_of_job = engine.mac("job", "back");
+        assert_eq!(mac_text(mac_of_job), mac);
+        let server = Server::udp_echo(&engine.netns_of("job"), SocketAddr::new(JOB.parse().unwrap(), 53));
+        let begun = Instant::now();
+        over.store(false, Ordering::Relaxed);
+        let heard = thread::scope(|scope| {
+            let wire = &thief;
+            scope.spawn(|| {
+                let claim = frame::arp_reply(mac_of_job, JOB.parse().unwrap(), [0xff; 6], "10.66.1.1".parse().unwrap());
+                while !over.load(Ordering::Relaxed) {
+                    wire.send(&frame::ethernet([1, 0x80, 0xc2, 0, 0, 0xe], mac_of_job, frame::ETH_ARP, &claim));
+                    wire.send(&frame::ethernet([0xff; 6], mac_of_job, frame::ETH_ARP, &claim));
+                    thread::sleep(Duration::from_micros(300));
+                }
+            });
+            let inside = engine.netns_of("web");
+            let to = SocketAddr::new(JOB.parse().unwrap(), 53);
+            eventually(PATIENCE, || match inside.udp_echo(to, b"web-to-job") {
+                lab::Echo::Answered => Ok(()),
+                other => Err(format!("{n}: web does not reach job: {other:?}")),
+            });
+            over.store(true, Ordering::Relaxed);
+            begun.elapsed()
+        });
+        eventually(PATIENCE, || if tied(&engine, &port, &mac) { Ok(()) } else { Err(format!("{n}: {port} is not tied")) });
+        eprintln!("{n}: killed in the moment: {in_it}; reached after {heard:?}");
+        assert!(!thief.drain().iter().any(|frame| frame.windows(10).any(|part| part == b"web-to-job")), "{n}: the thief read it");
+        eventually(PATIENCE, || if agent(&up) == dead { Err("the old agent") } else { Ok(()) });
+        eventually(PATIENCE, || if host.try_bulkhead(["status"]).status.success() { Ok(()) } else { Err("no status") });
+        drop(server);
+    }
+    eprintln!("{inside_window} of 6 kills were in the moment");
+    assert!(inside_window > 0, "no kill was in the moment");
+}
+
+#[test]
+fn who_is_quarantined_before_its_port_is_tied_is_cut_off_at_once() {
+    let _limit = limit(Duration::from_secs(240));
+    let (engine, _internet) = match engine(&[]) {
+        Ok(both) => both,
+        Err(reason) => lab::skip!("{reason}"),
+    };
+    let (host, up) = set(&engine);
+    let db = SocketAddr::new("10.66.1.50".parse().unwrap(), 53);
+    let server = Server::udp_echo(&engine.netns_of("db"), db);
+    let agent = agent(&up);
+    for _ in 0..2 {
+        let over = AtomicBool::new(false);
+        engine.docker(["stop", "-t", "0", "job"]);
+        eventually(PATIENCE, || if held(&engine).iter().any(|(_, _, its)| its == JOB) { Err("still bound") } else { Ok(()) });
+        thread::scope(|scope| {
+            scope.spawn(|| engine.docker(["start", "job"]));
+            let (port, mac) = bound(&engine, JOB);
+            kill(agent, Signal::SIGSTOP).unwrap();
+            let in_it = !tied(&engine, &port, &mac);
+            let inside = eventually(PATIENCE, || {
+                let running = engine.docker(["inspect", "--format", "{{.State.Pid}}", "job"]);
+                if running == "0" { Err("not running") } else { Ok(engine.netns_of("job")) }
+            });
+            let over = &over;
+            scope.spawn(move || {
+                let socket = inside.udp_socket(db);
+                while !over.load(Ordering::Relaxed) {
+                    let _ = socket.send_to(b"job's own", db);
+                    thread::sleep(Duration::from_micros(500));
+                }
+            });
+            thread::sleep(Duration::from_millis(300));
+            assert!(server.heard() > 0, "nothing was allowed");
+            assert!(in_it, "its port was tied already");
+            // The agent is told once it goes on.
+            let cut = host.command("bulkhead").args(["quarantine", "job"]).spawn().unwrap();
+            thread::sleep(Duration::from_millis(500));
+            let status = host.bulkhead(["status"]);
+            assert!(!status.contains("plan in force"), "the agent hangs: {status}");
+            kill(agent, Signal::SIGCONT).unwrap();
+            assert!(cut.wait_with_output().unwrap().status.success());
+            eventually(PATIENCE, || {
+                let status = host.bulkhead(["status"]);
+                if status.contains("plan in force") { Ok(()) } else { Err(status) }
+            });
+            let quiet = server.heard();
+            thread::sleep(Duration::from_secs(1));
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(server.heard(), quiet, "it goes on though it is said to be cut off");
+            assert!(tied(&engine, &port, &mac));
+        });
+        host.bulkhead(["release", "job"]);
+        eventually(PATIENCE, || match engine.netns_of("job").udp_echo(db, b"again") {
+            lab::Echo::Answered => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    }
+}
+
+#[test]
+fn an_engine_that_dies_while_it_starts_one_takes_nothing_from_whoever_gets_that_ones_address() {
+    let _limit = limit(Duration::from_secs(240));
+    let (engine, _internet) = match engine(&[]) {
+        Ok(both) => both,
+        Err(reason) => lab::skip!("{reason}"),
+    };
+    // It holds the lowest address until everybody else has another.
+    network(&engine, "back", 1);
+    run(&engine, "elder", "back", &[]);
+    let lowest = engine.address("elder", "back").to_string();
+    // Or the engine waits for those that its predecessor left.
+    let always = ["--restart", "always", "--stop-signal", "KILL"];
+    run(&engine, "heir", "back", &always);
+    run(&engine, "db", "back", &[&["--ip", "10.66.1.50"], &always[..]].concat());
+    run(&engine, "web", "back", &[&["--ip", "10.66.1.51"], &always[..]].concat());
+    let host = Host::on(&engine);
+    let _up = host.up();
+    known(&host, &["db", "web", "heir", "elder"]);
+    host.bulkhead(["allow", "web", "db", "udp/53"]);
+    host.bulkhead(["allow", "heir", "db", "udp/53"]);
+    enforce(&host, "back", &["db", "web", "heir", "elder"]);
+    engine.docker(["rm", "-f", "elder"]);
+    let young = engine.docker(["create", "--stop-signal", "KILL", "--name", "young", "--network", "back", "hold:1"]);
+    eventually(PATIENCE, || if held(&engine).iter().any(|(_, _, its)| *its == lowest) { Err("still bound") } else { Ok(()) });
+    let dockerd = Pid::from_raw(engine.daemon_pid().cast_signed());
+    thread::scope(|scope| {
+        scope.spawn(|| engine.try_docker(["start", "young"]));
+        let over = Instant::now() + Duration::from_secs(20);
+        while !held(&engine).iter().any(|(_, _, its)| *its == lowest) {
+            assert!(Instant::now() < over, "{lowest} is not bound: {:?}", held(&engine));
+        }
+        kill(dockerd, Signal::SIGSTOP).unwrap();
+        engine.kill_daemon();
+        // Nor for its program, which waits to be let go.
+        let id = young.as_str();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+            if std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(id)) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+    });
+    engine.revive_daemon();
+    assert_eq!(engine.address("heir", "back").to_string(), lowest, "it has what was young's");
+    let db = SocketAddr::new("10.66.1.50".parse().unwrap(), 53);
+    let _server = Server::udp_echo(&engine.netns_of("db"), db);
+    Scene { engine: &engine, db }.agrees("the engine is back");
+    let inside = engine.netns_of("heir");
+    eventually(Duration::from_secs(4), || match inside.udp_echo(db, b"heir's own") {
+        lab::Echo::Answered => Ok(()),
+        other => Err(format!("heir does not reach db: {other:?}")),
+    });
+}
