@@ -119,15 +119,20 @@ fn who_is_quarantined_before_its_port_is_tied_is_cut_off_at_once() {
     let db = SocketAddr::new("10.66.1.50".parse().unwrap(), 53);
     let server = Server::udp_echo(&engine.netns_of("db"), db);
     let agent = agent(&up);
-    for _ in 0..2 {
+    // The moment is short where the machine is not: a try that misses it is one of no account.
+    let mut met = 0;
+    for _ in 0..8 {
         let over = AtomicBool::new(false);
         engine.docker(["stop", "-t", "0", "job"]);
         eventually(PATIENCE, || if held(&engine).iter().any(|(_, _, its)| its == JOB) { Err("still bound") } else { Ok(()) });
-        thread::scope(|scope| {
+        let in_it = thread::scope(|scope| {
             scope.spawn(|| engine.docker(["start", "job"]));
             let (port, mac) = bound(&engine, JOB);
             kill(agent, Signal::SIGSTOP).unwrap();
-            let in_it = !tied(&engine, &port, &mac);
+            if tied(&engine, &port, &mac) {
+                kill(agent, Signal::SIGCONT).unwrap();
+                return false;
+            }
             let inside = eventually(PATIENCE, || {
                 let running = engine.docker(["inspect", "--format", "{{.State.Pid}}", "job"]);
                 if running == "0" { Err("not running") } else { Ok(engine.netns_of("job")) }
@@ -142,7 +147,6 @@ fn who_is_quarantined_before_its_port_is_tied_is_cut_off_at_once() {
             });
             thread::sleep(Duration::from_millis(300));
             assert!(server.heard() > 0, "nothing was allowed");
-            assert!(in_it, "its port was tied already");
             // The agent is told once it goes on.
             let cut = host.command("bulkhead").args(["quarantine", "job"]).spawn().unwrap();
             thread::sleep(Duration::from_millis(500));
@@ -159,13 +163,22 @@ fn who_is_quarantined_before_its_port_is_tied_is_cut_off_at_once() {
             over.store(true, Ordering::Relaxed);
             assert_eq!(server.heard(), quiet, "it goes on though it is said to be cut off");
             assert!(tied(&engine, &port, &mac));
+            true
         });
+        if !in_it {
+            continue;
+        }
+        met += 1;
         host.bulkhead(["release", "job"]);
         eventually(PATIENCE, || match engine.netns_of("job").udp_echo(db, b"again") {
             lab::Echo::Answered => Ok(()),
             other => Err(format!("{other:?}")),
         });
+        if met == 2 {
+            break;
+        }
     }
+    assert!(met > 0, "its port was tied already, each time");
 }
 
 #[test]
