@@ -403,19 +403,18 @@ impl Nftables {
         }
         self.stations = wanted.intersection(before).copied().collect();
         let mut new: Vec<Station> = wanted.difference(before).copied().collect();
-        let mut held = stations::Held::default();
-        for attempt in 0..=TIED_ANEW {
-            // The first time all of them, whatever is there: the ports are to learn nothing.
-            let loose: Vec<Station> = new.iter().filter(|station| attempt == 0 || !held.sticky.contains(station)).copied().collect();
+        let read = || stations::read(&self.links).map_err(EnforceError::Links);
+        let mut held = if new.is_empty() { stations::Held::default() } else { read()? };
+        // The first time all of them, whatever is there: the ports are to learn nothing.
+        let mut loose = new.clone();
+        for _ in 0..=TIED_ANEW {
             if loose.is_empty() {
                 break;
             }
-            if attempt == 0 {
-                held = stations::read(&self.links).map_err(EnforceError::Links)?;
-            }
             let refused: Vec<Station> = loose.into_iter().filter(|station| stations::hold(&self.links, &held, *station).is_err()).collect();
             new.retain(|station| !refused.contains(station));
-            held = stations::read(&self.links).map_err(EnforceError::Links)?;
+            held = read()?;
+            loose = new.iter().filter(|station| !held.sticky.contains(station)).copied().collect();
         }
         self.stations.extend(new.into_iter().filter(|station| held.sticky.contains(station)));
         let ports: BTreeSet<u32> = self.stations.iter().map(|station| station.port).collect();
