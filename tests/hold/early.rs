@@ -10,7 +10,7 @@ use lab::{Engine, Host, Server, eventually, limit};
 use nix::sys::signal::{Signal, kill};
 
 use crate::deaths::agent;
-use crate::stage::{PATIENCE, enforce, engine, known, network, run};
+use crate::stage::{PATIENCE, enforce, engine, known, network, reaches, run};
 
 /// What is bound at a port of the guarded network: `veth`, MAC address, IPv4 address.
 type Held = BTreeSet<(String, String, String)>;
@@ -73,11 +73,7 @@ impl Scene<'_> {
             if Some(&held) == told.as_ref() { Ok(()) } else { Err(format!("{when}: bound {held:#?}\nand by the engine {told:#?}")) }
         });
         let agreed = begun.elapsed();
-        let inside = self.engine.netns_of("web");
-        eventually(Duration::from_secs(4), || match inside.udp_echo(self.db, b"web's own") {
-            lab::Echo::Answered => Ok(()),
-            other => Err(format!("{when}: web does not reach db: {other:?}")),
-        });
+        reaches(self.engine, "web", self.db, b"web's own", Duration::from_secs(4), when);
         eprintln!("{when}: agreed after {agreed:?}, reached after {:?}", begun.elapsed());
     }
 

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use crate::deaths::agent;
 use crate::early::{Scene, held};
-use crate::stage::{PATIENCE, enforce, engine, known, network, run};
+use crate::stage::{PATIENCE, enforce, engine, known, network, reaches, run};
 
 /// Waits until a container with this address is bound; its port and MAC address.
 fn bound(engine: &Engine, address: &str) -> (String, String) {
@@ -88,12 +88,8 @@ fn what_an_agent_that_is_killed_between_binding_and_tying_left_undone_the_next_o
                     thread::sleep(Duration::from_micros(300));
                 }
             });
-            let inside = engine.netns_of("web");
             let to = SocketAddr::new(JOB.parse().unwrap(), 53);
-            eventually(PATIENCE, || match inside.udp_echo(to, b"web-to-job") {
-                lab::Echo::Answered => Ok(()),
-                other => Err(format!("{n}: web does not reach job: {other:?}")),
-            });
+            reaches(&engine, "web", to, b"web-to-job", PATIENCE, &format!("{n}"));
             over.store(true, Ordering::Relaxed);
             begun.elapsed()
         });
@@ -170,10 +166,7 @@ fn who_is_quarantined_before_its_port_is_tied_is_cut_off_at_once() {
         }
         met += 1;
         host.bulkhead(["release", "job"]);
-        eventually(PATIENCE, || match engine.netns_of("job").udp_echo(db, b"again") {
-            lab::Echo::Answered => Ok(()),
-            other => Err(format!("{other:?}")),
-        });
+        reaches(&engine, "job", db, b"again", PATIENCE, "released");
         if met == 2 {
             break;
         }
@@ -229,9 +222,5 @@ fn an_engine_that_dies_while_it_starts_one_takes_nothing_from_whoever_gets_that_
     let db = SocketAddr::new("10.66.1.50".parse().unwrap(), 53);
     let _server = Server::udp_echo(&engine.netns_of("db"), db);
     Scene { engine: &engine, db }.agrees("the engine is back");
-    let inside = engine.netns_of("heir");
-    eventually(Duration::from_secs(4), || match inside.udp_echo(db, b"heir's own") {
-        lab::Echo::Answered => Ok(()),
-        other => Err(format!("heir does not reach db: {other:?}")),
-    });
+    reaches(&engine, "heir", db, b"heir's own", Duration::from_secs(4), "the engine is back");
 }

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::deaths::agent;
-use crate::stage::{PATIENCE, enforce, engine, known, network, run};
+use crate::stage::{PATIENCE, enforce, engine, known, network, reaches, run};
 
 const MAC: [u8; 6] = [2, 0x42, 0xde, 0xad, 0, 1];
 const WEB: &str = "10.66.1.101";
@@ -34,6 +34,22 @@ fn takes(engine: &Engine, who: &str, mac: [u8; 6]) {
     }
 }
 
+/// A guarded network with db, thief and web, of which web alone may reach db; `web` are words for its `docker run`.
+fn guarded<'e>(engine: &'e Engine, web: &[&str]) -> (Host<'e>, Process, SocketAddr, Server) {
+    network(engine, "back", 1);
+    run(engine, "db", "back", &[]);
+    run(engine, "thief", "back", &[]);
+    run(engine, "web", "back", web);
+    let host = Host::on(engine);
+    let up = host.up();
+    known(&host, &["db", "web", "thief"]);
+    host.bulkhead(["allow", "web", "db", "udp/53"]);
+    enforce(&host, "back", &["db", "web", "thief"]);
+    let db = SocketAddr::new(engine.address("db", "back"), 53);
+    let server = Server::udp_echo(&engine.netns_of("db"), db);
+    (host, up, db, server)
+}
+
 #[test]
 fn who_has_a_neighbours_mac_address_when_the_agent_comes_back_neither_cuts_it_off_nor_is_taken_for_it() {
     let _limit = limit(Duration::from_secs(240));
@@ -41,24 +57,8 @@ fn who_has_a_neighbours_mac_address_when_the_agent_comes_back_neither_cuts_it_of
         Ok(both) => both,
         Err(reason) => lab::skip!("{reason}"),
     };
-    network(&engine, "back", 1);
-    run(&engine, "db", "back", &[]);
-    run(&engine, "thief", "back", &[]);
-    run(&engine, "web", "back", &["--ip", WEB, "--mac-address", &mac_text(MAC)]);
-    let host = Host::on(&engine);
-    let up = host.up();
-    known(&host, &["db", "web", "thief"]);
-    host.bulkhead(["allow", "web", "db", "udp/53"]);
-    enforce(&host, "back", &["db", "web", "thief"]);
-    let db = SocketAddr::new(engine.address("db", "back"), 53);
-    let server = Server::udp_echo(&engine.netns_of("db"), db);
-    let reaches = |when: &str| {
-        let inside = engine.netns_of("web");
-        eventually(PATIENCE, || match inside.udp_echo(db, b"web's own") {
-            lab::Echo::Answered => Ok(()),
-            other => Err(format!("web does not reach db {when}: {other:?}")),
-        });
-    };
+    let (host, up, db, server) = guarded(&engine, &["--ip", WEB, "--mac-address", &mac_text(MAC)]);
+    let reaches = |when: &str| reaches(&engine, "web", db, b"web's own", PATIENCE, when);
     reaches("before");
 
     dead_while(&up, &host, || takes(&engine, "thief", MAC));
@@ -97,24 +97,8 @@ fn addresses_that_a_container_gives_itself_before_a_slow_agent_looks_are_not_its
         Ok(both) => both,
         Err(reason) => lab::skip!("{reason}"),
     };
-    network(&engine, "back", 1);
-    run(&engine, "db", "back", &[]);
-    run(&engine, "web", "back", &["--ip", WEB]);
-    run(&engine, "thief", "back", &[]);
-    let host = Host::on(&engine);
-    let up = host.up();
-    known(&host, &["db", "web", "thief"]);
-    host.bulkhead(["allow", "web", "db", "udp/53"]);
-    enforce(&host, "back", &["db", "web", "thief"]);
-    let db = SocketAddr::new(engine.address("db", "back"), 53);
-    let server = Server::udp_echo(&engine.netns_of("db"), db);
-    let reaches = |when: &str| {
-        let inside = engine.netns_of("web");
-        eventually(PATIENCE, || match inside.udp_echo(db, b"web's own") {
-            lab::Echo::Answered => Ok(()),
-            other => Err(format!("web does not reach db {when}: {other:?}")),
-        });
-    };
+    let (_host, up, db, server) = guarded(&engine, &["--ip", WEB]);
+    let reaches = |when: &str| reaches(&engine, "web", db, b"web's own", PATIENCE, when);
     reaches("before");
 
     // Its address is free, and db's is not.

@@ -65,6 +65,15 @@ pub(crate) fn run(engine: &Engine, name: &str, network: &str, more: &[&str]) {
     engine.docker(words.iter().chain(more).chain(&["hold:1"]));
 }
 
+/// Waits until what a container says by UDP is answered.
+pub(crate) fn reaches(engine: &Engine, who: &str, to: SocketAddr, said: &[u8], patience: Duration, when: &str) {
+    let inside = engine.netns_of(who);
+    eventually(patience, || match inside.udp_echo(to, said) {
+        lab::Echo::Answered => Ok(()),
+        other => Err(format!("{when}: {who} does not reach {to}: {other:?}")),
+    });
+}
+
 /// Waits until Bulkhead knows these workloads.
 pub(crate) fn known(host: &Host<'_>, names: &[&str]) {
     eventually(PATIENCE, || {
