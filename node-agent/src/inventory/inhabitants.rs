@@ -17,7 +17,7 @@ const YOUNG: Duration = Duration::from_secs(10);
 /// An id is given a little before its process can be asked about.
 const BEGINNING: Duration = Duration::from_millis(100);
 /// The latest that are asked about; fifty containers that start at once are a thousand processes and threads of the engine's that stay.
-/// Each question takes the kernel some two microseconds.
+/// Each question is a few microseconds.
 const MOST: u32 = 4_096;
 /// Characters of a container's id.
 const ID: usize = 64;
