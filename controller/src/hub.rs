@@ -14,19 +14,21 @@ pub(crate) mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use policy::NodePlan;
 use policy::review::Who;
 use policy::status::Preview;
 use policy::suggestion::Suggestion;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
 
 pub use decide::Request;
 pub(crate) use decide::{to_apply, to_be_enforced, to_enforce};
 pub use state::{State, outlines};
 pub use task::{Options, start};
 
-use crate::api::view::{Failure, FailureCode, Outcome};
+use crate::api::view::{Failure, FailureCode, InForce, Outcome};
 use crate::store::StoreError;
 
 /// Why a question or a decision comes to nothing; said to a person with what to do next.
@@ -122,6 +124,7 @@ enum Ask {
 pub struct Hub {
     asks: mpsc::Sender<Ask>,
     flows: broadcast::Sender<Arc<state::Kept>>,
+    answered: watch::Receiver<u64>,
 }
 
 impl Hub {
@@ -166,6 +169,23 @@ impl Hub {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Preview { plan, reply }).await.map_err(|_| HubError::Ending)?;
         answer.await.map_err(|_| HubError::Ending)
+    }
+
+    /// Where a generation is in force, by node. Waits until every connected agent has answered, for at most so long.
+    ///
+    /// # Errors
+    /// The controller ends.
+    pub async fn in_force(&self, generation: u64, within: Duration) -> Result<BTreeMap<String, InForce>, HubError> {
+        let mut answered = self.answered.clone();
+        let deadline = Instant::now() + within;
+        loop {
+            answered.mark_unchanged();
+            let nodes = self.read(move |state| view::in_force(state, generation)).await?;
+            let waits = nodes.values().any(|node| matches!(node, InForce::Unanswered { .. }));
+            if !waits || !matches!(timeout_at(deadline, answered.changed()).await, Ok(Ok(()))) {
+                return Ok(nodes);
+            }
+        }
     }
 
     /// The suggestion of one workload, up to date.

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lab::kin::{child, family, lives};
 use lab::{Engine, Host, Process, eventually};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -106,33 +107,6 @@ pub(crate) struct Scene<'s> {
     pub(crate) score: &'s Score,
     /// What was measured: until a switch was back, until an alarm said so.
     pub(crate) repaired: Mutex<Vec<(Deed, Duration, Option<Duration>)>>,
-}
-
-fn words_of(pid: i32) -> String {
-    String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).replace('\0', " ")
-}
-
-/// Whether it still runs, and is the same.
-pub(crate) fn lives((pid, words): &(i32, String)) -> bool {
-    words_of(*pid) == *words
-}
-
-/// Every process below another, with its words.
-pub(crate) fn family(pid: i32) -> Vec<(i32, String)> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    // Threads start children too.
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let of_threads = threads.filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok()).collect::<String>();
-    let mut pids: Vec<i32> = children.split_whitespace().chain(of_threads.split_whitespace()).filter_map(|p| p.parse().ok()).collect();
-    pids.sort_unstable();
-    pids.dedup();
-    pids.into_iter().flat_map(|pid| std::iter::once((pid, words_of(pid))).chain(family(pid))).collect()
-}
-
-/// The process of `up` whose command line has these words.
-pub(crate) fn child(up: &Process, words: &str) -> Option<i32> {
-    let up = i32::try_from(up.id()).unwrap();
-    family(up).into_iter().find(|(_, its)| its.contains(words)).map(|(pid, _)| pid)
 }
 
 impl Scene<'_> {

@@ -13,11 +13,10 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use lab::frame::PROTO_UDP;
+use lab::kin::{child, family, lives};
 use lab::{Capture, Engine, Host, Process, eventually, limit, needs_engine};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-use crate::deeds::{child, family, lives};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const IMAGE: &str = "faults:1";

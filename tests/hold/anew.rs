@@ -48,10 +48,7 @@ fn held(engine: &Engine) -> Result<(), String> {
 #[test]
 fn a_network_made_anew_while_agent_and_supervisor_are_dead_is_closed_until_they_are_back() {
     let _limit = limit(Duration::from_secs(180));
-    let (engine, internet) = match engine(&[]) {
-        Ok(both) => both,
-        Err(reason) => lab::skip!("{reason}"),
-    };
+    let (engine, internet) = lab::or_skip!(engine(&[]));
     up(&engine);
     let before = servers(&engine);
     let host = Host::on(&engine);

@@ -11,19 +11,18 @@ use nix::unistd::Pid;
 use crate::hands::{bound, connect_from, converse, pretend};
 use crate::stage::{PATIENCE, enforce, engine, known, network, run};
 
-fn children(pid: u32) -> Vec<(i32, String)> {
-    let listed = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let words = |pid: i32| String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).replace('\0', " ");
-    listed.split_whitespace().filter_map(|pid| pid.parse().ok()).map(|pid| (pid, words(pid))).collect()
-}
-
 /// The agent under this supervisor.
 pub(crate) fn agent(up: &Process) -> Pid {
-    eventually(PATIENCE, || {
-        let family = children(up.id());
-        let agent = family.iter().find(|(_, words)| words.contains("bulkhead-agent run")).map(|(pid, _)| Pid::from_raw(*pid));
-        agent.ok_or(format!("no agent among {family:?}"))
-    })
+    child(up, "bulkhead-agent run")
+}
+
+/// The filter before the engine's socket.
+pub(crate) fn filter(up: &Process) -> Pid {
+    child(up, "engine-filter")
+}
+
+fn child(up: &Process, words: &str) -> Pid {
+    eventually(PATIENCE, || lab::kin::child(up, words).map(Pid::from_raw).ok_or(format!("no {words} is below the supervisor")))
 }
 
 /// How the agent is out of the way.
@@ -37,10 +36,7 @@ enum Absence {
 /// made. What lives of all that has to end when it is back, and not one packet may pass by it meanwhile, but on the new network.
 fn nothing_is_inherited(absence: Absence) {
     let _limit = limit(Duration::from_secs(120));
-    let (engine, _internet) = match engine(&[]) {
-        Ok(both) => both,
-        Err(reason) => lab::skip!("{reason}"),
-    };
+    let (engine, _internet) = lab::or_skip!(engine(&[]));
     network(&engine, "back", 1);
     let ip = ["--ip", "10.66.1.100"];
     for name in ["vault", "butler", "timed"] {

@@ -202,10 +202,7 @@ fn set() -> Result<(Engine, lab::Internet), String> {
 #[test]
 fn whatever_becomes_of_a_start_what_is_bound_is_what_the_engine_says() {
     let _limit = limit(Duration::from_secs(500));
-    let (engine, _internet) = match set() {
-        Ok(both) => both,
-        Err(reason) => lab::skip!("{reason}"),
-    };
+    let (engine, _internet) = lab::or_skip!(set());
     let host = Host::on(&engine);
     let up = host.up();
     known(&host, &["db", "web"]);

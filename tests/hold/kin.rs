@@ -17,16 +17,10 @@ const STACK: &str = "services:
 #[test]
 fn whoever_comes_as_a_workload_is_held_to_its_policy_and_nobody_else_gets_it() {
     let _limit = limit(Duration::from_secs(240));
-    let (engine, _internet) = match engine(&[]) {
-        Ok(both) => both,
-        Err(reason) => lab::skip!("{reason}"),
-    };
+    let (engine, _internet) = lab::or_skip!(engine(&[]));
     let file = engine.dir.join("compose.yaml");
     std::fs::write(&file, STACK).unwrap();
-    let compose = match Compose::new(&engine, "shop", &[&file]) {
-        Ok(compose) => compose,
-        Err(reason) => lab::skip!("{reason}"),
-    };
+    let compose = lab::or_skip!(Compose::new(&engine, "shop", &[&file]));
     compose.up();
     let _up = Host::on(&engine).up();
     let host = Host::prepared(&engine);

@@ -53,10 +53,7 @@ fn guarded<'e>(engine: &'e Engine, web: &[&str]) -> (Host<'e>, Process, SocketAd
 #[test]
 fn who_has_a_neighbours_mac_address_when_the_agent_comes_back_neither_cuts_it_off_nor_is_taken_for_it() {
     let _limit = limit(Duration::from_secs(240));
-    let (engine, _internet) = match engine(&[]) {
-        Ok(both) => both,
-        Err(reason) => lab::skip!("{reason}"),
-    };
+    let (engine, _internet) = lab::or_skip!(engine(&[]));
     let (host, up, db, server) = guarded(&engine, &["--ip", WEB, "--mac-address", &mac_text(MAC)]);
     let reaches = |when: &str| reaches(&engine, "web", db, b"web's own", PATIENCE, when);
     reaches("before");
@@ -93,10 +90,7 @@ fn who_has_a_neighbours_mac_address_when_the_agent_comes_back_neither_cuts_it_of
 #[test]
 fn addresses_that_a_container_gives_itself_before_a_slow_agent_looks_are_not_its_for_long_and_nobodys_rules_come_with_them() {
     let _limit = limit(Duration::from_secs(240));
-    let (engine, _internet) = match engine(&[]) {
-        Ok(both) => both,
-        Err(reason) => lab::skip!("{reason}"),
-    };
+    let (engine, _internet) = lab::or_skip!(engine(&[]));
     let (_host, up, db, server) = guarded(&engine, &["--ip", WEB]);
     let reaches = |when: &str| reaches(&engine, "web", db, b"web's own", PATIENCE, when);
     reaches("before");

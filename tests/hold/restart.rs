@@ -138,10 +138,7 @@ fn nothing_opened(knocker: &Knocker) {
 #[test]
 fn nothing_opens_while_the_engine_restarts_its_containers() {
     let _limit = limit(Duration::from_secs(120));
-    let (engine, _internet) = match engine(&[]) {
-        Ok(both) => both,
-        Err(reason) => lab::skip!("{reason}"),
-    };
+    let (engine, _internet) = lab::or_skip!(engine(&[]));
     let _up = Host::on(&engine).up();
     three(&engine);
     held(&engine);
@@ -161,10 +158,7 @@ fn nothing_opens_while_the_engine_restarts_its_containers() {
 #[test]
 fn nothing_opens_and_allowed_connections_live_on_while_the_engine_restarts_without_its_containers() {
     let _limit = limit(Duration::from_secs(180));
-    let (engine, _internet) = match engine(&["--live-restore"]) {
-        Ok(both) => both,
-        Err(reason) => lab::skip!("{reason}"),
-    };
+    let (engine, _internet) = lab::or_skip!(engine(&["--live-restore"]));
     let _up = Host::on(&engine).up();
     three(&engine);
     held(&engine);

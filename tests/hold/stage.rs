@@ -203,10 +203,7 @@ macro_rules! stage {
         $crate::stage::stage!($stage, write)
     };
     ($stage:ident, $how:ident) => {
-        let $stage = match $crate::stage::Stage::shared() {
-            Ok(stage) => stage,
-            Err(reason) => lab::skip!("{reason}"),
-        };
+        let $stage = lab::or_skip!($crate::stage::Stage::shared());
         // From the turn on: waiting for it is not hanging.
         let _turn = $stage.quiet.$how().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _limit = lab::limit(std::time::Duration::from_secs(90));

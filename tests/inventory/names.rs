@@ -15,10 +15,7 @@ fn a_compose_service_its_one_off_run_and_its_sidecar_have_their_names() {
             "services:\n  db: {image: bb}\n  web: {image: bb, ports: ['127.0.0.1:8081:80']}\n  sidecar: {image: bb, network_mode: 'service:web'}\n",
         )
         .unwrap();
-        let compose = match Compose::new(&engine, "shop", &[&file]) {
-            Ok(compose) => compose,
-            Err(reason) => lab::skip!("{reason}"),
-        };
+        let compose = lab::or_skip!(Compose::new(&engine, "shop", &[&file]));
         let watching = Watching::start(&engine);
         compose.up();
         let of = |service: &str| {

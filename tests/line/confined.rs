@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use lab::kin::family;
 use lab::{Host, eventually, limit, needs_engine};
 
 use crate::owner::agent;
-use crate::{PATIENCE, descendants, server_of, status_line, supervisor};
+use crate::{PATIENCE, server_of, status_line, supervisor};
 
 /// CAP_NET_ADMIN (linux/capability.h).
 const NET_ADMIN: u64 = 1 << 12;
@@ -33,7 +34,7 @@ fn holds(pid: i32) -> Vec<String> {
 
 /// The process before the engine's socket.
 fn filter(host: &Host<'_>) -> i32 {
-    descendants(supervisor(host)).into_iter().find(|(_, words)| words.contains("engine-filter")).unwrap().0
+    family(supervisor(host)).into_iter().find(|(_, words)| words.contains("engine-filter")).unwrap().0
 }
 
 #[test]

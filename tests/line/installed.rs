@@ -65,10 +65,7 @@ fn enforce(machine: &Machine) {
 #[test]
 fn installed_under_systemd_it_starts_before_the_engine_comes_back_when_killed_and_leaves_no_trace() {
     let _limit = limit(Duration::from_secs(600));
-    let machine = match Machine::boot() {
-        Ok(machine) => machine,
-        Err(reason) => lab::skip!("{reason}"),
-    };
+    let machine = lab::or_skip!(Machine::boot());
     let units_before = machine.check("ls -R /etc/systemd/system /etc/tmpfiles.d; cat /etc/passwd /etc/group");
     three(&machine);
 
@@ -117,10 +114,7 @@ fn installed_under_systemd_it_starts_before_the_engine_comes_back_when_killed_an
 #[test]
 fn systemds_own_store_keeps_the_socket_of_a_killed_agent_for_the_next_one() {
     let _limit = limit(Duration::from_secs(600));
-    let machine = match Machine::boot() {
-        Ok(machine) => machine,
-        Err(reason) => lab::skip!("{reason}"),
-    };
+    let machine = lab::or_skip!(Machine::boot());
     three(&machine);
     machine.check("bulkhead install");
     both_run(&machine);

@@ -14,8 +14,8 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
-use lab::Engine;
-use lab::{Host, eventually, limit, needs_engine};
+use lab::kin::family;
+use lab::{Engine, Host, eventually, limit, needs_engine};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -84,14 +84,6 @@ fn status_line(pid: i32, name: &str) -> String {
     line.unwrap_or_default().trim().to_owned()
 }
 
-/// Children of a process, and theirs, each with its command line.
-fn descendants(pid: i32) -> Vec<(i32, String)> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let children: Vec<i32> = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
-    let words = |pid: i32| String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).replace('\0', " ");
-    children.into_iter().flat_map(|child| std::iter::once((child, words(child))).chain(descendants(child))).collect()
-}
-
 fn kill_9(pid: i32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
 }
@@ -121,14 +113,14 @@ fn detached_the_controller_has_no_privilege_and_a_killed_agent_opens_nothing() {
     eventually(PATIENCE, || is_held(&engine, db));
     // Whoever is killed: never open, and what is allowed stays allowed.
     for victim in ["bulkhead-agent run", "bulkhead controller"] {
-        let family = descendants(supervisor(&host));
-        let (pid, _) = family.iter().find(|(_, words)| words.contains(victim)).unwrap_or_else(|| panic!("no {victim}: {family:?}"));
+        let before = family(supervisor(&host));
+        let (pid, _) = before.iter().find(|(_, words)| words.contains(victim)).unwrap_or_else(|| panic!("no {victim}: {before:?}"));
         kill_9(*pid);
         for _ in 0..10 {
             assert_eq!(is_held(&engine, db), Ok(()), "after the end of {victim}");
         }
         eventually(PATIENCE, || {
-            let back = descendants(supervisor(&host)).iter().any(|(new, words)| new != pid && words.contains(victim));
+            let back = family(supervisor(&host)).iter().any(|(new, words)| new != pid && words.contains(victim));
             if back { Ok(()) } else { Err(format!("{victim} is not started again")) }
         });
     }
@@ -188,9 +180,9 @@ fn down_works_with_everything_dead_and_is_recorded() {
     eventually(PATIENCE, || is_held(&engine, db));
 
     let top = supervisor(&host);
-    let family = descendants(top);
+    let below = family(top);
     kill_9(top);
-    for (pid, _) in family {
+    for (pid, _) in below {
         // Its own supervisor's death may have ended it already.
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }

@@ -8,15 +8,16 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use lab::kin::family;
 use lab::probe::still_echoes;
 use lab::{Engine, Host, Server, eventually, limit, needs_engine};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{PATIENCE, descendants, enforce_by_hand, get, is_held, kill_9, stage, status_line, supervisor};
+use crate::{PATIENCE, enforce_by_hand, get, is_held, kill_9, stage, status_line, supervisor};
 
 pub(crate) fn agent(host: &Host<'_>) -> Result<i32, String> {
-    let family = descendants(supervisor(host));
+    let family = family(supervisor(host));
     let found = family.iter().find(|(_, words)| words.contains("bulkhead-agent run")).map(|(pid, _)| *pid);
     found.ok_or_else(|| format!("no agent runs: {family:?}"))
 }

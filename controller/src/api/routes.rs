@@ -22,6 +22,8 @@ use super::stream::flows;
 use super::view::{Failure, FailureCode, Forecast, Outcome, VersionView};
 use crate::hub::{HubError, Request, State as Known, documents, explain, to_apply, to_be_enforced, to_enforce, view};
 
+/// How long a decision waits for the nodes to have it in force. They do within some ten milliseconds; one that hangs keeps nobody waiting.
+const IN_FORCE: Duration = Duration::from_secs(1);
 /// How long a node may think about a preview.
 const PREVIEW: Duration = Duration::from_secs(5);
 
@@ -191,7 +193,13 @@ async fn export(State(served): State<Served>, Query(wanted): Query<Export>) -> A
 }
 
 async fn decide(State(served): State<Served>, Asking(who): Asking, request: Request) -> Answer<Outcome> {
-    Ok(Json(served.hub.decide(request, who).await?))
+    // Whoever decides on the next one in a moment waits then.
+    let more = matches!(&request, Request::Review(review) if !review.later.is_empty());
+    let mut outcome = served.hub.decide(request, who).await?;
+    if outcome.recorded.is_some() && !more {
+        outcome.nodes = served.hub.in_force(outcome.generation, IN_FORCE).await?;
+    }
+    Ok(Json(outcome))
 }
 
 async fn members(served: State<Served>, who: Asking, Body(body): Body<Members>) -> Answer<Outcome> {
@@ -238,7 +246,7 @@ async fn mode(served: State<Served>, who: Asking, Body(switch): Body<Switch>) ->
     .await?;
     let generation = forecast.as_ref().map_or(0, |forecast| forecast.generation);
     let notes = if forecast.is_none() { vec!["It is in Enforce already.".to_owned()] } else { Vec::new() };
-    Ok(Json(Outcome { recorded: None, generation, notes, forecast }))
+    Ok(Json(Outcome { generation, notes, forecast, ..Outcome::default() }))
 }
 
 /// Documents that leave something in Enforce are answered with their forecast, unless one is confirmed.

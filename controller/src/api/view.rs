@@ -265,8 +265,25 @@ impl Forecast {
     }
 }
 
-/// What became of a decision.
+/// Whether a decision is in force on a node, by what its agent said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum InForce {
+    /// In its kernel.
+    Yes,
+    /// The agent has a session and has not said: what was in force before stays until it does.
+    Unanswered {
+        /// For how many seconds it has been asked.
+        seconds: u64,
+    },
+    /// No agent is connected: it gets the plan when it comes; its kernel keeps what it had.
+    Away,
+    /// It refused the plan, with the reason; its kernel keeps what it had.
+    Refused(String),
+}
+
+/// What became of a decision.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
     /// What was recorded; `None`: nothing changed, or it was only a preview.
@@ -277,6 +294,9 @@ pub struct Outcome {
     pub notes: Vec<String>,
     /// What it would do, where that was asked.
     pub forecast: Option<Forecast>,
+    /// Where it is in force, by node. Empty: nothing was recorded, or nobody waited for it.
+    #[serde(default)]
+    pub nodes: BTreeMap<String, InForce>,
 }
 
 /// One node.
@@ -293,6 +313,8 @@ pub struct NodeView {
     pub status: NodeStatus,
     /// Why it refused the last plan; `None`: it didn't.
     pub refused: Option<String>,
+    /// Whether the last generation is in force there.
+    pub in_force: InForce,
     /// Healthy observed time, seconds.
     pub healthy_seconds: u64,
 }

@@ -16,7 +16,7 @@ use super::client::{Client, path};
 use super::output::{Failed, Terminal, Tone, clean, count};
 use super::{describe, exit, read, shown, tables};
 use crate::api::ask::{Allow, Apply, Comment, Delete, Edit, Export, Members, OfWorkload, Revert, Review, Switch};
-use crate::api::view::{Document, Forecast, Outcome};
+use crate::api::view::{Document, Forecast, InForce, Outcome};
 
 fn tell(terminal: &Terminal, outcome: &Outcome) -> Result<(), Failed> {
     for note in &outcome.notes {
@@ -24,12 +24,27 @@ fn tell(terminal: &Terminal, outcome: &Outcome) -> Result<(), Failed> {
     }
     if let Some(decision) = &outcome.recorded {
         let as_who = tables::who(decision);
-        terminal.say(
-            terminal.paint(
-                Tone::Dim,
-                format_args!("Recorded as decision {} by {as_who}, generation {}.", decision.number, decision.generation),
-            ),
-        )?;
+        let there: Vec<&str> = outcome.nodes.iter().filter(|(_, is)| **is == InForce::Yes).map(|(node, _)| node.as_str()).collect();
+        let there = match there[..] {
+            [] => String::new(),
+            [node] => format!(", in force on {}", clean(node)),
+            _ => format!(", in force on {}", count(there.len() as u64, "node")),
+        };
+        terminal.say(terminal.paint(
+            Tone::Dim,
+            format_args!("Recorded as decision {} by {as_who}, generation {}{there}.", decision.number, decision.generation),
+        ))?;
+    }
+    for (node, is) in &outcome.nodes {
+        let what = match is {
+            InForce::Yes => continue,
+            InForce::Unanswered { .. } => {
+                "has not answered yet: what was in force there stays until it does. `bulkhead status` says when.".to_owned()
+            }
+            InForce::Away => "has no agent connected: its kernel keeps what was in force; it gets this when its agent comes.".to_owned(),
+            InForce::Refused(why) => format!("refused it, and keeps what was in force: {}", clean(why)),
+        };
+        terminal.say(terminal.paint(Tone::Warn, format_args!("{} {what}", clean(node))))?;
     }
     Ok(())
 }

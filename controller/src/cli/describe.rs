@@ -11,7 +11,7 @@ use super::client::{Client, path};
 use super::output::{Failed, Terminal, Tone, clean, count};
 use super::{exit, read, shown, tables, when};
 use crate::api::ask::Question;
-use crate::api::view::{Explanation, GuardrailView, NetworkView, PolicyView, SegmentView, StatusView, WorkloadView};
+use crate::api::view::{Explanation, GuardrailView, InForce, NetworkView, PolicyView, SegmentView, StatusView, WorkloadView};
 
 fn field(terminal: &Terminal, name: &str, value: impl std::fmt::Display) -> Result<(), Failed> {
     terminal.say(format_args!("{} {}", terminal.paint(Tone::Dim, format_args!("{name:<14}")), clean(&value.to_string())))
@@ -375,6 +375,13 @@ pub(super) fn status(client: &Client, terminal: &Terminal, args: OutputArgs) -> 
             "no plan".to_owned()
         } else {
             format!("plan of generation {}", status.generation)
+        };
+        // A plan that was just sent is as good as there; one that stays unanswered is not.
+        let plan = match &node.in_force {
+            InForce::Unanswered { seconds: seconds @ 1.. } => {
+                terminal.paint(Tone::Bad, format_args!("has not answered for {}: {plan} stays", when::span(*seconds)))
+            }
+            InForce::Unanswered { seconds: 0 } | InForce::Yes | InForce::Away | InForce::Refused(_) => plan,
         };
         let observed = when::span(node.healthy_seconds);
         terminal.say(format_args!(

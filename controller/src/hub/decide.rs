@@ -306,7 +306,7 @@ fn quarantined(state: &State, request: &OfWorkload) -> Result<Decided, HubError>
     let decided = decided.note(format!("{workload} is cut off, living connections too. Give it back: `bulkhead release {workload}`."));
     Ok(match state.networks.contains_key(workload) {
         true => decided,
-        false => decided.note(format!("{workload} does not run now; it is cut off from its first packet when it comes.")),
+        false => decided.note(format!("No node reports that {workload} runs now; it is cut off from its first packet when it comes.")),
     })
 }
 

@@ -76,7 +76,7 @@ fn notes(state: &State, from: &Endpoint, to: &Endpoint) -> Vec<String> {
     let mut notes = Vec::new();
     for workload in [from, to].into_iter().filter_map(Endpoint::workload).collect::<BTreeSet<_>>() {
         if !state.networks.contains_key(workload) {
-            notes.push(format!("{workload} does not run now"));
+            notes.push(format!("no node reports that {workload} runs now"));
         }
         for (name, node) in &state.nodes {
             for container in containers(node, workload).filter(|c| !c.unmanaged.is_empty()) {

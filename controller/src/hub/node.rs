@@ -9,6 +9,7 @@ use policy::{Endpoint, Health, HourSet, Inventory, Workload};
 use tokio::sync::mpsc;
 
 use super::state::State;
+use crate::api::view::InForce;
 use crate::session::Order;
 
 /// One node.
@@ -38,8 +39,28 @@ pub(crate) struct Session {
     pub(crate) spool: String,
     /// What the agent is told.
     pub(crate) orders: mpsc::Sender<Order>,
+    /// Since when a plan that was sent waits for an answer. Whether the agent hangs or the plan is large, what it had before is in force.
+    pub(crate) unanswered: Option<Timestamp>,
     /// Store and generation of the plan that was sent or is applied; never sent twice.
     pub(crate) sent: Option<(String, u64)>,
+}
+
+impl Node {
+    /// Whether what this store decided up to a generation is in force here, by what the agent said itself.
+    pub(crate) fn in_force(&self, store: &str, generation: u64, now: Timestamp) -> InForce {
+        if let Some(why) = &self.refused {
+            return InForce::Refused(why.clone());
+        }
+        match &self.session {
+            None => InForce::Away,
+            Some(_) if self.status.store == store && self.status.generation >= generation => InForce::Yes,
+            Some(session) => InForce::Unanswered { seconds: session.unanswered.map_or(0, |since| elapsed(since, now)) },
+        }
+    }
+}
+
+fn elapsed(since: Timestamp, now: Timestamp) -> u64 {
+    u64::try_from(now.duration_since(since).as_secs()).unwrap_or(0)
 }
 
 /// How well a node saw, so that the part since a workload appeared can be told exactly.

@@ -47,6 +47,8 @@ struct Task {
     options: Options,
     flows: broadcast::Sender<Arc<Kept>>,
     previews: HashMap<u64, Pending>,
+    /// Counts what nodes say of plans, and sessions that end: whoever waits for a plan to be in force looks again.
+    answered: watch::Sender<u64>,
     questions: u64,
     /// Suggestions whose digest moved since it was noted in the store.
     unnoted: BTreeMap<policy::Workload, Revision>,
@@ -72,8 +74,9 @@ pub async fn start(
     info!(store = %store.id(), generation = state.generation, edges = state.graph.len(), policies = state.set.policies.len(), "state loaded");
     let (flows, _) = broadcast::channel(FOLLOW);
     let (asks, inbox) = mpsc::channel(256);
-    let hub = Hub { asks, flows: flows.clone() };
-    let task = Task { state, store, options, flows, previews: HashMap::new(), questions: 0, unnoted: BTreeMap::new() };
+    let answered = watch::Sender::new(0);
+    let hub = Hub { asks, flows: flows.clone(), answered: answered.subscribe() };
+    let task = Task { state, store, options, flows, previews: HashMap::new(), answered, questions: 0, unnoted: BTreeMap::new() };
     Ok((hub, tokio::spawn(task.run(events, inbox, stop))))
 }
 
@@ -240,6 +243,7 @@ impl Task {
                 let known = self.state.nodes.entry(node.clone()).or_default();
                 if known.session.as_ref().is_some_and(|open| open.id == session) {
                     known.session = None;
+                    self.answered.send_modify(|times| *times += 1);
                     self.previews.retain(|_, pending| pending.node != node);
                     info!(%node, session, "agent gone");
                 }
@@ -266,10 +270,13 @@ impl Task {
         }
         let (orders, inbox) = mpsc::channel(ORDERS);
         // The same agent came again before its old session was seen to end: the old one ends now, by losing its orders.
-        known.session = Some(Session { id: session, spool, orders, sent: applied });
+        known.session = Some(Session { id: session, spool, orders, sent: applied, unanswered: None });
         known.heard = Some(self.state.now);
         known.reported = false;
         known.refused = None;
+        if let Some((store, generation)) = &known.session.as_ref().expect("it was put there just now").sent {
+            (known.status.store, known.status.generation) = (store.clone(), *generation);
+        }
         info!(%node, session, %version, acknowledged, "agent connected");
         if reply.send(Ok(Attachment { store: self.state.store.clone(), acknowledged, orders: inbox })).is_err() {
             known.session = None;
@@ -325,7 +332,14 @@ impl Task {
             node.status.store = store;
             node.status.generation = generation;
         }
+        if let Some(session) = &mut node.session
+            // A plan that could not be read has no generation.
+            && (refused.is_some() || session.sent.as_ref().is_none_or(|(_, sent)| *sent <= generation))
+        {
+            session.unanswered = None;
+        }
         node.refused = refused;
+        self.answered.send_modify(|times| *times += 1);
     }
 
     /// Sends the plan to one node, or to all that don't have it. Nothing was ever decided: nothing is sent.
@@ -343,6 +357,9 @@ impl Task {
             match session.orders.try_send(Order::Plan { plan: Arc::clone(&plan), adopt }) {
                 Ok(()) => {
                     session.sent.clone_from(&current);
+                    session.unanswered.get_or_insert(self.state.now);
+                    // What it says next is of this plan.
+                    node.refused = None;
                     info!(node = %name, generation = plan.generation, adopt, "plan sent");
                 }
                 Err(error) => {
@@ -382,7 +399,7 @@ impl Task {
         let decided = decide(&self.state, &request, &history)?;
         let unchanged = decided.set == self.state.set && decided.remember.is_empty() && decided.forget.is_empty();
         if decided.dry_run || (unchanged && !decided.always) {
-            return Ok(Outcome { recorded: None, generation: self.state.generation, notes: decided.notes, forecast: None });
+            return Ok(Outcome { recorded: None, generation: self.state.generation, notes: decided.notes, ..Outcome::default() });
         }
         let Decided { set, remember, forget, action, subject, digest, rules, comment, notes, adopt, .. } = decided;
         let change = Change {
@@ -412,6 +429,6 @@ impl Task {
         state.decisions.push(decision.clone());
         state.all_stale();
         self.send_plan(None, adopt);
-        Ok(Outcome { recorded: Some(decision), generation: self.state.generation, notes, forecast: None })
+        Ok(Outcome { recorded: Some(decision), generation: self.state.generation, notes, ..Outcome::default() })
     }
 }

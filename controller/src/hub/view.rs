@@ -18,8 +18,8 @@ use super::name::end_is;
 use super::state::State;
 use crate::api::ask::{FlowFilter, GraphFilter};
 use crate::api::view::{
-    AuditLine, ContainerView, EdgeView, FlowView, GraphView, GuardrailView, NetworkView, NodeView, PolicyView, SegmentView, StatusView,
-    SuggestionLine, WorkloadView,
+    AuditLine, ContainerView, EdgeView, FlowView, GraphView, GuardrailView, InForce, NetworkView, NodeView, PolicyView, SegmentView,
+    StatusView, SuggestionLine, WorkloadView,
 };
 
 /// The segment a workload is in, the project's own included.
@@ -222,8 +222,13 @@ pub(crate) fn networks(state: &State) -> Vec<NetworkView> {
             if !network.unmanaged.is_empty() {
                 says = "not enforceable".to_owned();
                 why = network.unmanaged.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            } else if node.session.is_none() && says == "enforced" {
-                why = "last heard before the agent's session ended; the last plan stays in the kernel".to_owned();
+            } else if says == "enforced" {
+                match node.in_force(&state.store, state.generation, state.now) {
+                    InForce::Away => why = "last heard before the agent's session ended; the last plan stays in the kernel".to_owned(),
+                    InForce::Unanswered { .. } => why = format!("by the plan of generation {}", node.status.generation),
+                    InForce::Refused(_) => why = format!("by the plan of generation {}: a newer one was refused", node.status.generation),
+                    InForce::Yes => {}
+                }
             }
             let attached = node.inventory.containers.values().filter(|c| c.legs.iter().any(|leg| leg.network == network.id));
             views.push(NetworkView {
@@ -282,6 +287,11 @@ pub(crate) fn foreseen_edges(foreseen: Foreseen) -> Vec<EdgeView> {
     foreseen.denied.into_iter().map(edge).collect()
 }
 
+/// Where a generation is in force.
+pub(crate) fn in_force(state: &State, generation: u64) -> BTreeMap<String, InForce> {
+    state.nodes.iter().map(|(name, node)| (name.clone(), node.in_force(&state.store, generation, state.now))).collect()
+}
+
 /// Everything at a glance.
 pub(crate) fn status(state: &State) -> StatusView {
     let nodes = state.nodes.iter().map(|(name, node)| NodeView {
@@ -290,6 +300,7 @@ pub(crate) fn status(state: &State) -> StatusView {
         heard: node.heard,
         status: node.status.clone(),
         refused: node.refused.clone(),
+        in_force: node.in_force(&state.store, state.generation, state.now),
         healthy_seconds: node.sight.healthy_seconds(),
     });
     let unmanaged = state.nodes.iter().flat_map(|(name, node)| {

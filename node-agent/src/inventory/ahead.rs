@@ -94,9 +94,14 @@ impl Ahead {
         placed
     }
 
+    /// The engine has told that this container has left: what the kernel showed of it is no longer waited for.
+    pub(super) fn left(&mut self, network: &str, container: &str) {
+        self.places.remove(&(network.to_owned(), container.to_owned()));
+    }
+
     /// The engine has told of this place. Returns who was taken for this container: the port with its MAC address is nobody else's.
     pub(super) fn told(&mut self, facts: &mut Facts, network: &str, container: &str) -> Vec<String> {
-        self.places.remove(&(network.to_owned(), container.to_owned()));
+        self.left(network, container);
         let Some(mac) = facts.networks.get(network).and_then(|fact| fact.attached.get(container)?.mac) else { return Vec::new() };
         let wrong = self.places.extract_if(.., |(on, _), place| on == network && place.attached.mac == Some(mac));
         let wrong: Vec<String> = wrong.map(|((_, container), _)| container).collect();

@@ -206,7 +206,8 @@ impl Task {
     /// Lists everything anew; whether that is anything new.
     async fn resync(&mut self, engine: &Engine, inspect: Inspect) -> Result<bool, SessionError> {
         let started = Timestamp::now();
-        let (networks, mut containers) = tokio::try_join!(engine.networks(), engine.containers(&[]))?;
+        let (networks, mut containers) = self.listing(engine).await?;
+        debug!(networks = networks.len(), containers = containers.len(), after = %Timestamp::now().duration_since(started), "listed");
         for (id, fact) in &mut containers {
             keep_details(fact, self.facts.containers.get(id));
         }
@@ -222,6 +223,23 @@ impl Task {
         self.facts.engine_unmanaged.clone_from(&self.about.unmanaged);
         self.inspects.list(engine, &self.about.configured, due);
         Ok(news)
+    }
+
+    /// What the engine lists. While many containers start that takes seconds, in which those that join are seen ahead of its word as ever.
+    async fn listing(&mut self, engine: &Engine) -> Result<(BTreeMap<String, NetworkFact>, BTreeMap<String, ContainerFact>), EngineError> {
+        let listing = async { tokio::try_join!(engine.networks(), engine.containers(&[])) };
+        tokio::pin!(listing);
+        loop {
+            tokio::select! {
+                biased;
+                listed = &mut listing => return listed,
+                // What was known before the engine was lost is not to be told as if it were of now.
+                Ok(()) = self.links.changed(), if self.blind.is_none() => {
+                    self.look_ahead();
+                    self.links_moved();
+                }
+            }
+        }
     }
 
     /// Waits for what only inspect tells, so that the first thing said of running containers is whole: without their published ports
@@ -326,7 +344,7 @@ impl Task {
             Change::Disconnect { network, container } if self.ahead.is_of_before(Some(&network), &container, at) => {}
             Change::Disconnect { network, container } => {
                 self.facts.detach(&network, &container);
-                self.ahead.told(&mut self.facts, &network, &container);
+                self.ahead.left(&network, &container);
             }
             Change::Read(_) => {}
             Change::Start(container) => {

@@ -431,10 +431,7 @@ fn libraries(program: &Path) -> Vec<PathBuf> {
 macro_rules! needs_engine {
     ($options:expr) => {{
         $crate::needs_root!();
-        match $crate::Engine::start($options) {
-            Ok(engine) => engine,
-            Err(reason) => $crate::skip!("{reason}"),
-        }
+        $crate::or_skip!($crate::Engine::start($options))
     }};
     () => {
         $crate::needs_engine!($crate::engine::Options::default())

@@ -13,6 +13,7 @@ pub mod fence;
 pub mod frame;
 pub mod host;
 pub mod internet;
+pub mod kin;
 pub mod machine;
 pub mod netns;
 pub mod probe;
@@ -40,6 +41,17 @@ macro_rules! skip {
         $crate::process::say_skipped(&format!($($reason)*));
         return;
     }};
+}
+
+/// What there is, or the test is skipped with the reason why there is none.
+#[macro_export]
+macro_rules! or_skip {
+    ($result:expr) => {
+        match $result {
+            Ok(there_is) => there_is,
+            Err(reason) => $crate::skip!("{reason}"),
+        }
+    };
 }
 
 /// Skips the test unless it runs as root with the programs that the lab needs.
