@@ -240,7 +240,7 @@ impl Starter<'_> {
         let (name, client, port) = self.create();
         let how = if self.made.is_multiple_of(7) { How::BehindTheAgentsBack } else { How::Alone };
         let signal = |signal| {
-            let agent = crate::deeds::child(self.up, "bulkhead-agent run").expect("the agent runs");
+            let agent = lab::kin::child(self.up, "bulkhead-agent run").expect("the agent runs");
             kill(Pid::from_raw(agent), signal).unwrap();
         };
         if how == How::BehindTheAgentsBack {
