@@ -241,7 +241,7 @@ pub fn check(docker_host: Option<String>, state_dir: &Path, json: bool) -> Resul
 /// # Errors
 /// `NoPlan`, or the copies are damaged.
 pub fn print_plan(state_dir: &Path) -> Result<(), AgentError> {
-    let plan: policy::NodePlan = keep::load(state_dir, keep::PLAN)?.ok_or_else(|| AgentError::NoPlan { dir: state_dir.to_owned() })?;
+    let plan = keep::load_plan(state_dir)?.ok_or_else(|| AgentError::NoPlan { dir: state_dir.to_owned() })?;
     let text = serde_json::to_string_pretty(&plan).map_err(|e| io_at("print the plan")(e.into()))?;
     println!("{text}");
     Ok(())

@@ -44,7 +44,13 @@ fn both_ends(bytes: &[u8]) {
         batch.edges.into_iter().for_each(|edge| drop(policy::EdgeDelta::try_from(edge)));
     }
     drop(wire::FromController::decode(bytes));
-    drop((wire::read_plan(bytes), wire::read_inventory(bytes), wire::read_status(bytes), wire::read_preview(bytes)));
+    drop((
+        wire::read_plan(bytes),
+        wire::read_plan_change(bytes),
+        wire::read_inventory(bytes),
+        wire::read_status(bytes),
+        wire::read_preview(bytes),
+    ));
 }
 
 #[cfg(test)]

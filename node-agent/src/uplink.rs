@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use policy::plan::PlanChange;
 use policy::status::{NodeStatus, Preview};
 use policy::{EdgeDelta, Flow, Health, Inventory, NodePlan};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -76,6 +77,8 @@ pub enum Order {
         /// A person ran `bulkhead adopt`: take plans of this store from now on.
         adopt: bool,
     },
+    /// Apply the plan that the one applied becomes by this; answer with [`UplinkHandle::applied`], or [`UplinkHandle::wants_whole`].
+    Change(Box<PlanChange>),
     /// Say what this plan would end; answer with [`UplinkHandle::answer`].
     Preview {
         /// Number of the question.
@@ -133,8 +136,17 @@ struct Report {
 /// Answers on their way up.
 #[derive(Debug)]
 enum Said {
-    Applied { store: String, generation: u64, outcome: Result<u64, String> },
-    Answer { id: u64, answer: Result<Preview, String> },
+    Applied {
+        store: String,
+        generation: u64,
+        outcome: Result<u64, String>,
+    },
+    /// The plan is to be sent whole.
+    Whole,
+    Answer {
+        id: u64,
+        answer: Result<Preview, String>,
+    },
 }
 
 /// Flows for people who watch: the latest ones.
@@ -253,6 +265,11 @@ impl UplinkHandle {
         }
         // Full only while no session reads it; then the next greeting says what is applied, and the plan is sent again.
         let _ = self.said.try_send(Said::Applied { store: store.to_owned(), generation, outcome });
+    }
+
+    /// A change that doesn't fit the plan here: the plan is to be sent whole.
+    pub fn wants_whole(&self) {
+        let _ = self.said.try_send(Said::Whole);
     }
 
     /// Answers a question.

@@ -1,8 +1,12 @@
 //! What the controller gives a node: immutable, numbered, written in identities. The node binds it to its own addresses.
 
+mod change;
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use change::{PlanChange, PolicyChange, Sides};
 
 use crate::policy_set::PolicySet;
 
@@ -63,6 +67,12 @@ pub enum PlanRefused {
         found: u64,
         /// The node's generation.
         applied: u64,
+    },
+    /// It is the way from another plan than the one this node has.
+    #[error("the change begins from generation {from}, which is not what is applied here")]
+    OtherBase {
+        /// The generation it begins from.
+        from: u64,
     },
 }
 

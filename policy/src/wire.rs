@@ -13,7 +13,7 @@ mod generated {
 
 pub use error::WireError;
 pub use generated::*;
-pub use json::{read_inventory, read_plan, read_preview, read_status, write_json};
+pub use json::{read_inventory, read_plan, read_plan_change, read_preview, read_status, write_json};
 
 /// Version of the protocol. Raised when an old reader would misread; fields that are only added don't raise it.
 pub const PROTOCOL: u32 = 1;

@@ -20,6 +20,7 @@ mod api;
 mod change;
 mod churn;
 mod core;
+mod cut;
 mod desk;
 mod events;
 mod figures;
@@ -49,13 +50,14 @@ pub(crate) fn progress(steps: u64) -> indicatif::ProgressBar {
 }
 
 /// Name, what it measures, how.
-const FIGURES: [(&str, &str, fn(bool)); 13] = [
+const FIGURES: [(&str, &str, fn(bool)); 14] = [
     ("plane", "throughput, connect rate, latency and packets between two containers", |short| {
         plane::run(&plane::Effort { rounds: if short { 6 } else { 24 }, window: Duration::from_millis(if short { 100 } else { 300 }) });
     }),
     ("parts", "what the data plane's cost is made of, and what would be faster", parts::run),
     ("change", "a ruleset of 100,000 pairs in the kernel: full replace, one rule more and less", change::run),
     ("join", "a container joins an enforced network: until it is bound, first packets lost, what would avoid that", join::run),
+    ("cut", "a quarantine and one rule more, from the command to where it holds, beside how much else is in force", cut::run),
     ("core", "one evaluate against many rules", core::run),
     ("learn", "suggestions from a large graph: all of them, and after one edge more", learn::run),
     ("store", "the controller's store: size, rate of updates, start-up", store::run),

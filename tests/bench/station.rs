@@ -140,7 +140,7 @@ async fn hear(store: Store, mut events: mpsc::Receiver<Event>, heard: Arc<Mutex<
             Event::Report { report, .. } => heard.lock().unwrap().containers = report.inventory.containers.len(),
             Event::Applied { applied, .. } if applied.refused.is_none() => heard.lock().unwrap().applied = applied.generation,
             Event::Applied { applied, .. } => eprintln!("plan refused: {:?}", applied.refused),
-            Event::Flows { .. } | Event::Answer { .. } | Event::Gone { .. } => {}
+            Event::Flows { .. } | Event::Whole { .. } | Event::Answer { .. } | Event::Gone { .. } => {}
         }
     }
 }

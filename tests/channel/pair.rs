@@ -168,7 +168,7 @@ async fn join(store: Store, mut heard: mpsc::Receiver<Event>, applied_in: mpsc::
             Event::Gone { session, .. } => {
                 orders.remove(&session);
             }
-            Event::Flows { .. } | Event::Report { .. } | Event::Answer { .. } => {}
+            Event::Flows { .. } | Event::Report { .. } | Event::Whole { .. } | Event::Answer { .. } => {}
         }
     }
 }

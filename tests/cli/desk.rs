@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -178,6 +179,8 @@ pub(crate) struct Node {
     pub(crate) handle: UplinkHandle,
     /// Plans that came, in order, with whether a person adopted.
     pub(crate) plans: Arc<Mutex<Vec<(NodePlan, bool)>>>,
+    /// How many of them came whole.
+    pub(crate) whole: Arc<AtomicUsize>,
     /// What it answers to a preview.
     pub(crate) preview: Arc<Mutex<Preview>>,
     pub(crate) inventory: Inventory,
@@ -206,13 +209,23 @@ impl Node {
         drop(entered);
         let Uplink { handle, mut orders, .. } = uplink;
         let (plans, preview) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Preview::default())));
+        let whole: Arc<AtomicUsize> = Arc::default();
+        let counted = Arc::clone(&whole);
         let (answerer, told, says) = (handle.clone(), Arc::clone(&plans), Arc::clone(&preview));
         runtime.spawn(async move {
             while let Some(order) = orders.recv().await {
                 match order {
                     Order::Plan { plan, adopt } => {
-                        answerer.applied(&plan.store, plan.generation, Ok(0));
+                        counted.fetch_add(1, Ordering::Relaxed);
+                        let (store, generation) = (plan.store.clone(), plan.generation);
                         told.lock().unwrap().push((*plan, adopt));
+                        answerer.applied(&store, generation, Ok(0));
+                    }
+                    Order::Change(change) => {
+                        let changed = change.onto(told.lock().unwrap().last().map(|(plan, _)| plan)).expect("it has the plan before");
+                        let (store, generation) = (changed.store.clone(), changed.generation);
+                        told.lock().unwrap().push((changed, false));
+                        answerer.applied(&store, generation, Ok(0));
                     }
                     Order::Preview { id, .. } => {
                         let answer = says.lock().unwrap().clone();
@@ -223,7 +236,7 @@ impl Node {
         });
         let link = handle.link();
         eventually(Duration::from_secs(20), || matches!(*link.borrow(), Link::Up { .. }));
-        Self { runtime, handle, plans, preview, inventory, status: NodeStatus::default() }
+        Self { runtime, handle, plans, whole, preview, inventory, status: NodeStatus::default() }
     }
 
     pub(crate) fn report(&self) {

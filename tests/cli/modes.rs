@@ -15,7 +15,6 @@ fn approved() -> (Desk, Node) {
     for workload in ["shop/web", "shop/db", "shop/worker"] {
         desk.approve(workload);
     }
-    // The command returns once it is decided, and the node has it a moment later.
     node.plan(3);
     (desk, node)
 }
@@ -294,6 +293,24 @@ fn a_quarantined_workload_is_cut_off_and_given_back() {
     assert!(node.plan(5).set.quarantines.is_empty());
     desk.run("release shop/web").failed(4);
     desk.run("quarantine shop/nobody").failed(4);
+}
+
+#[test]
+fn a_node_is_told_what_has_changed_and_gets_the_whole_plan_where_that_does_not_fit() {
+    lab::needs_root!();
+    let (desk, node) = approved();
+    let whole = || node.whole.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(whole(), 1, "the first one");
+    let said = desk.run("quarantine shop/web").done();
+    assert!(said.contains("in force on"), "{said}");
+    assert!(desk.run("release shop/web").done().contains("in force on"));
+    assert_eq!(whole(), 1, "the others were told as changes");
+    let before = node.plan(5);
+    node.handle.wants_whole();
+    eventually(std::time::Duration::from_secs(5), || whole() == 2);
+    assert_eq!(node.plan(5), before);
+    assert!(desk.run("quarantine shop/web").done().contains("in force on"));
+    assert_eq!(whole(), 2);
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub(crate) struct Session {
     pub(crate) spool: String,
     /// What the agent is told.
     pub(crate) orders: mpsc::Sender<Order>,
+    /// Whether it takes a change in place of the whole plan.
+    pub(crate) changes: bool,
     /// Since when a plan that was sent waits for an answer. Whether the agent hangs or the plan is large, what it had before is in force.
     pub(crate) unanswered: Option<Timestamp>,
     /// Store and generation of the plan that was sent or is applied; never sent twice.

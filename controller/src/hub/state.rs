@@ -75,6 +75,13 @@ enum Stale {
     Some(BTreeSet<Workload>),
 }
 
+/// The plan for every node. It says the same to all: each binds what concerns it.
+pub(crate) fn node_plan(store: &str, mut set: PolicySet, generation: u64) -> NodePlan {
+    // They refuse an allow when it is reviewed; a node has nothing to do with them.
+    set.guardrails.clear();
+    NodePlan { format: policy::plan::PLAN_FORMAT, store: store.to_owned(), generation, set: set.into() }
+}
+
 impl State {
     /// A state without nodes and traffic.
     pub(crate) fn new(store: String, now: Timestamp, keep_flows: usize) -> Self {
@@ -114,16 +121,9 @@ impl State {
         self.index = OnceLock::new();
     }
 
-    /// The plan for every node. It says the same to all: each binds what concerns it.
-    pub(crate) fn plan(&self) -> NodePlan {
-        self.plan_of(self.set.clone(), self.generation)
-    }
-
     /// A plan that is not in force.
-    pub(crate) fn plan_of(&self, mut set: PolicySet, generation: u64) -> NodePlan {
-        // They refuse an allow when it is reviewed; a node has nothing to do with them.
-        set.guardrails.clear();
-        NodePlan { format: policy::plan::PLAN_FORMAT, store: self.store.clone(), generation, set: set.into() }
+    pub(crate) fn plan_of(&self, set: PolicySet, generation: u64) -> NodePlan {
+        node_plan(&self.store, set, generation)
     }
 
     /// Whether a network that carries a connection between these two is guarded: then what belongs to nobody is denied.

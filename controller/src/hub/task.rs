@@ -1,5 +1,6 @@
 //! The task that owns the state: events of the sessions and requests of people come in, one at a time; plans go out.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use policy::NodePlan;
 use policy::learn::{Rejected, Revision};
+use policy::plan::PlanChange;
 use policy::review::Who;
 use policy::status::Preview;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -16,7 +18,7 @@ use tracing::{debug, error, info, warn};
 
 use super::decide::{Decided, History, Request, decide, next_expiry};
 use super::node::Session;
-use super::state::{Kept, State};
+use super::state::{Kept, State, node_plan};
 use super::{Ask, Hub, HubError, PreviewAnswers, chain, promotion};
 use crate::api::view::Outcome;
 use crate::session::{Applied, Attachment, BatchIn, Event, Greeting, NotStored, Order, Report};
@@ -233,6 +235,14 @@ impl Task {
             }
             Event::Report { node, report } => self.report(node, *report),
             Event::Applied { node, applied } => self.applied(node, applied),
+            Event::Whole { session, node } => {
+                let open = self.state.nodes.get_mut(&node).and_then(|known| known.session.as_mut());
+                if let Some(open) = open.filter(|open| open.id == session) {
+                    warn!(%node, "the agent has another plan than was thought; it gets the whole");
+                    open.sent = None;
+                    self.send_plan(Some(&node), false, None);
+                }
+            }
             Event::Answer { node, id, answer } => match self.previews.remove(&id) {
                 // Only the node that was asked may answer.
                 Some(pending) if pending.node == node => drop(pending.reply.send(answer)),
@@ -252,7 +262,7 @@ impl Task {
     }
 
     async fn connected(&mut self, session: u64, greeting: Greeting, reply: oneshot::Sender<Result<Attachment, String>>) {
-        let Greeting { node, spool, version, applied } = greeting;
+        let Greeting { node, spool, version, applied, changes } = greeting;
         let acknowledged = match self.store.acknowledged(&node, &spool).await {
             Ok(acknowledged) => acknowledged,
             Err(error) => {
@@ -270,7 +280,7 @@ impl Task {
         }
         let (orders, inbox) = mpsc::channel(ORDERS);
         // The same agent came again before its old session was seen to end: the old one ends now, by losing its orders.
-        known.session = Some(Session { id: session, spool, orders, sent: applied, unanswered: None });
+        known.session = Some(Session { id: session, spool, orders, sent: applied, changes, unanswered: None });
         known.heard = Some(self.state.now);
         known.reported = false;
         known.refused = None;
@@ -282,7 +292,7 @@ impl Task {
             known.session = None;
             return;
         }
-        self.send_plan(Some(&node), false);
+        self.send_plan(Some(&node), false, None);
     }
 
     async fn batch(&mut self, session: u64, batch: BatchIn, reply: oneshot::Sender<Result<(), NotStored>>) {
@@ -342,25 +352,37 @@ impl Task {
         self.answered.send_modify(|times| *times += 1);
     }
 
-    /// Sends the plan to one node, or to all that don't have it. Nothing was ever decided: nothing is sent.
-    fn send_plan(&mut self, only: Option<&str>, adopt: bool) {
-        if self.state.generation == 0 && !adopt {
+    /// Sends the plan to one node, or to all that don't have it; to those that have the one before, only the `change`. Nothing was ever
+    /// decided: nothing is sent.
+    fn send_plan(&mut self, only: Option<&str>, adopt: bool, change: Option<PlanChange>) {
+        let State { nodes, store, set, generation, now, .. } = &mut self.state;
+        let generation = *generation;
+        if generation == 0 && !adopt {
             return;
         }
-        let plan: Arc<NodePlan> = Arc::new(self.state.plan());
-        let current = Some((plan.store.clone(), plan.generation));
-        for (name, node) in self.state.nodes.iter_mut().filter(|(name, _)| only.is_none_or(|only| only == *name)) {
+        // Made if somebody needs it: it is all that is in force.
+        let whole: OnceCell<Arc<NodePlan>> = OnceCell::new();
+        let made = || Arc::new(node_plan(store, set.clone(), generation));
+        let before = change.as_ref().map(|change| (change.store.clone(), change.from));
+        let change = change.map(Arc::new);
+        let current = Some((store.clone(), generation));
+        for (name, node) in nodes.iter_mut().filter(|(name, _)| only.is_none_or(|only| only == *name)) {
             let Some(session) = &mut node.session else { continue };
             if session.sent == current && !adopt {
                 continue;
             }
-            match session.orders.try_send(Order::Plan { plan: Arc::clone(&plan), adopt }) {
+            let order = match &change {
+                Some(change) if !adopt && session.changes && session.sent == before => Order::Change(Arc::clone(change)),
+                Some(_) | None => Order::Plan { plan: Arc::clone(whole.get_or_init(made)), adopt },
+            };
+            let is_whole = matches!(order, Order::Plan { .. });
+            match session.orders.try_send(order) {
                 Ok(()) => {
                     session.sent.clone_from(&current);
-                    session.unanswered.get_or_insert(self.state.now);
+                    session.unanswered.get_or_insert(*now);
                     // What it says next is of this plan.
                     node.refused = None;
-                    info!(node = %name, generation = plan.generation, adopt, "plan sent");
+                    info!(node = %name, generation, whole = is_whole, adopt, "plan sent");
                 }
                 Err(error) => {
                     // The agent gets it when it comes again: a session begins with the plan.
@@ -423,12 +445,13 @@ impl Task {
                 (*revision, *last) = (*revision + 1, decision.number);
             }
         }
+        let change = PlanChange::between(&state.store, (state.generation, &state.set), (decision.generation, &set));
         state.put_in_force(set, decision.generation);
         state.rejected.extend(remember);
         state.rejected.retain(|rule| !forget.contains(rule));
         state.decisions.push(decision.clone());
         state.all_stale();
-        self.send_plan(None, adopt);
+        self.send_plan(None, adopt, Some(change));
         Ok(Outcome { recorded: Some(decision), generation: self.state.generation, notes, ..Outcome::default() })
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use policy::plan::PlanChange;
 use policy::status::{NodeStatus, Preview};
 use policy::{EdgeDelta, Flow, Health, Inventory, NodePlan};
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +19,8 @@ pub struct Greeting {
     pub version: String,
     /// Store and generation of the plan that is applied there; `None`: none.
     pub applied: Option<(String, u64)>,
+    /// It takes the change to a plan in place of the whole.
+    pub changes: bool,
 }
 
 /// What the hub gives a session that begins.
@@ -41,6 +44,8 @@ pub enum Order {
         /// A person ran `bulkhead adopt`: take plans of this store from now on.
         adopt: bool,
     },
+    /// Apply what the plan that was sent before becomes by this; an agent that has another one asks for the whole.
+    Change(Arc<PlanChange>),
     /// Say what this plan would end, and answer with the number.
     Preview {
         /// Number of the question.
@@ -142,6 +147,13 @@ pub enum Event {
         node: String,
         /// The answer.
         applied: Applied,
+    },
+    /// The agent has another plan than the one that a change begins from: it asks for the whole.
+    Whole {
+        /// Which session.
+        session: u64,
+        /// The node's name.
+        node: String,
     },
     /// Answer to a preview.
     Answer {

@@ -105,7 +105,10 @@ impl Talk {
             return Err(refuse("the agent's spool has no id"));
         }
         let applied = (!hello.store.is_empty()).then_some((hello.store, hello.generation));
-        Ok((Greeting { node: hello.node, spool: hello.spool, version: short(&hello.version), applied }, hello.first_unsent))
+        Ok((
+            Greeting { node: hello.node, spool: hello.spool, version: short(&hello.version), applied, changes: hello.changes },
+            hello.first_unsent,
+        ))
     }
 
     async fn attend(&mut self, greeting: Greeting, first: u64) -> Result<std::convert::Infallible, End> {
@@ -177,7 +180,8 @@ impl Talk {
                     return Ok(());
                 }
             },
-            from_agent::Body::Applied(wire::Applied { generation, store, refused, revoked }) => {
+            from_agent::Body::Applied(wire::Applied { whole: true, .. }) => Event::Whole { session: self.session, node },
+            from_agent::Body::Applied(wire::Applied { generation, store, refused, revoked, whole: _ }) => {
                 let refused = (!refused.is_empty()).then_some(refused);
                 Event::Applied { node, applied: Applied { store, generation, refused, revoked } }
             }
@@ -229,6 +233,9 @@ fn read_report(report: &wire::Report) -> Result<Report, WireError> {
 fn order_body(order: Order) -> Result<from_controller::Body, WireError> {
     Ok(match order {
         Order::Plan { plan, adopt } => from_controller::Body::Plan(wire::Plan { plan: wire::write_json("plan", &*plan)?, adopt }),
+        Order::Change(change) => {
+            from_controller::Body::PlanChange(wire::PlanChange { change: wire::write_json("change of the plan", &*change)? })
+        }
         Order::Preview { id, plan } => {
             let what = question::What::Preview(wire::write_json("plan", &*plan)?);
             from_controller::Body::Question(wire::Question { id, what: Some(what) })

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use policy::NodePlan;
+use policy::plan::PlanChange;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
@@ -152,7 +154,7 @@ impl Keep {
         let [first, second] = copies(name);
         write_whole(&self.dir.join(first), &bytes)?;
         growth::forget(&self.dir, name)?;
-        Ok(Second { path: self.dir.join(second), bytes })
+        Ok(Second::Whole { path: self.dir.join(second), bytes })
     }
 
     /// Adds what has changed of a value since it was saved. False: it has grown enough to be saved whole.
@@ -163,22 +165,33 @@ impl Keep {
         growth::append(&self.dir, name, &encoded(&self.dir.join(name), change)?)
     }
 
-    /// Reads a value with all that was added to it.
+    /// As [`Keep::append`], for what must be there after a loss of power too: on disk when this returns, and what comes back writes the
+    /// second copy. `None`: it has grown enough to be saved whole.
+    ///
+    /// # Errors
+    /// As [`Keep::append`].
+    pub fn append_first<T: Serialize>(&self, name: &str, change: &T) -> Result<Option<Second>, KeepError> {
+        let json = encoded(&self.dir.join(name), change)?;
+        let appended = growth::append_to(&self.dir, name, growth::Copy::First, &json, true)?;
+        Ok(appended.then(|| Second::Line { dir: self.dir.clone(), name: name.to_owned(), json }))
+    }
+
+    /// Whether lines may be added to a value: both copies are whole, and nothing was added, of which the end may be torn.
+    pub fn takes_lines(&self, name: &str) -> bool {
+        let is_whole = |copy: &String| fs::read(self.dir.join(copy)).is_ok_and(|text| opened(&text).is_ok());
+        copies(name).iter().all(is_whole) && growth::files(name).iter().all(|file| !self.dir.join(file).exists())
+    }
+
+    /// Reads a value with all that was added to it. `add` says whether it fits; what doesn't ends it.
     ///
     /// # Errors
     /// As [`Keep::load`].
     pub fn load_grown<T: DeserializeOwned, C: DeserializeOwned>(
         &self,
         name: &str,
-        add: impl Fn(&mut T, C),
+        add: impl Fn(&mut T, C) -> bool,
     ) -> Result<Option<T>, KeepError> {
-        let Some((mut value, sum)) = load_with_sum(&self.dir, name)? else { return Ok(None) };
-        for change in growth::read(&self.dir, name, &sum) {
-            // What is not understood ends it, as a torn record does.
-            let Ok(change) = serde_json::from_slice(&change) else { break };
-            add(&mut value, change);
-        }
-        Ok(Some(value))
+        load_grown(&self.dir, name, add)
     }
 
     /// Reads a value: the first copy that is whole. `None` if there never was one.
@@ -193,9 +206,23 @@ impl Keep {
 /// The second copy of a value, still to be written.
 #[derive(Debug)]
 #[must_use = "one copy alone does not survive its own damage"]
-pub struct Second {
-    path: PathBuf,
-    bytes: Vec<u8>,
+pub enum Second {
+    /// Of the whole value.
+    Whole {
+        /// Where.
+        path: PathBuf,
+        /// What.
+        bytes: Vec<u8>,
+    },
+    /// Of what was added to it.
+    Line {
+        /// Where.
+        dir: PathBuf,
+        /// To which value.
+        name: String,
+        /// What.
+        json: Vec<u8>,
+    },
 }
 
 impl Second {
@@ -204,14 +231,18 @@ impl Second {
     /// # Errors
     /// `Io`; then the first copy is whole.
     pub fn write(self) -> Result<(), KeepError> {
-        write_whole(&self.path, &self.bytes)
+        match self {
+            Self::Whole { path, bytes } => write_whole(&path, &bytes),
+            Self::Line { dir, name, json } => growth::append_to(&dir, &name, growth::Copy::Second, &json, true).map(drop),
+        }
     }
 }
 
 /// Every file of a value.
 fn files(name: &str) -> Vec<String> {
     let [first, second] = copies(name);
-    vec![first, second, growth::file(name)]
+    let [log, its_copy] = growth::files(name);
+    vec![first, second, log, its_copy]
 }
 
 fn copies(name: &str) -> [String; 2] {
@@ -224,6 +255,41 @@ fn copies(name: &str) -> [String; 2] {
 /// As [`Keep::load`].
 pub fn load<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>, KeepError> {
     Ok(load_with_sum(dir, name)?.map(|(value, _)| value))
+}
+
+/// Reads a value of a directory that is not locked, with all that was added to it.
+///
+/// # Errors
+/// As [`Keep::load`].
+pub fn load_grown<T: DeserializeOwned, C: DeserializeOwned>(
+    dir: &Path,
+    name: &str,
+    add: impl Fn(&mut T, C) -> bool,
+) -> Result<Option<T>, KeepError> {
+    let Some((mut value, sum)) = load_with_sum(dir, name)? else { return Ok(None) };
+    for change in growth::read(dir, name, &sum) {
+        // What is not understood ends it, as a torn record does.
+        let Ok(change) = serde_json::from_slice(&change) else { break };
+        if !add(&mut value, change) {
+            break;
+        }
+    }
+    Ok(Some(value))
+}
+
+/// The last plan of a directory that is not locked, with what has changed of it since it was saved whole.
+///
+/// # Errors
+/// As [`Keep::load`].
+pub fn load_plan(dir: &Path) -> Result<Option<NodePlan>, KeepError> {
+    let change = |plan: &mut NodePlan, change: PlanChange| match change.onto(Some(plan)) {
+        Ok(changed) => {
+            *plan = changed;
+            true
+        }
+        Err(_) => false,
+    };
+    load_grown(dir, PLAN, change)
 }
 
 /// The same, with the checksum of what was saved.

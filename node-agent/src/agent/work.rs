@@ -2,6 +2,7 @@
 
 mod bound;
 mod held;
+mod orders;
 mod settling;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ use super::account::{self, Alarms};
 use super::alone::alone;
 use super::denied;
 use super::forwarding::Forwarding;
-use super::keep::{self, Keep, KeepError, Second};
+use super::keep::{self, Keep, KeepError};
 use super::memory;
 use super::process::EngineFilter;
 use super::start::Begun;
@@ -248,13 +249,14 @@ impl Work {
         let (owning, unconfined) = begun;
         let mut alarms = Alarms::default();
         let now = Timestamp::now();
-        let plan: Option<NodePlan> = keep.load(keep::PLAN).unwrap_or_else(|error| {
+        let plan = keep::load_plan(keep.dir()).unwrap_or_else(|error| {
             error!(%error, "the stored plan cannot be read");
             alarms.raise(now, error.to_string());
             None
         });
         let mut up = uplink::Options::new(options.controller.clone(), keep.dir().to_owned(), options.node.clone());
         up.controller_uid = options.controller_user.map(|user| user.uid);
+        let unsaved = plan.is_some() && !keep.takes_lines(keep::PLAN);
         up.applied = plan.as_ref().map(|plan| (plan.store.clone(), plan.generation));
         let Uplink { handle, orders, recovery } = Uplink::start(up)?;
         info!(?recovery, "spool opened");
@@ -274,7 +276,7 @@ impl Work {
             joins_told: 0,
             failing: None,
             adrift: BTreeSet::new(),
-            unsaved: false,
+            unsaved,
             due: Vec::new(),
             denied: denied::Account::default(),
             denied_in: None,
@@ -348,46 +350,6 @@ impl Work {
                 self.compare("a lost notice");
             }
         }
-    }
-
-    fn order(&mut self, order: Order) {
-        match order {
-            Order::Plan { plan, adopt } => {
-                let (store, generation) = (plan.store.clone(), plan.generation);
-                let outcome = self.take_plan(*plan, adopt);
-                if let Err(why) = &outcome {
-                    warn!(store, generation, why, "plan refused");
-                }
-                self.uplink.applied(&store, generation, outcome);
-            }
-            Order::Preview { id, plan } => {
-                let answer = self.preview(&plan.set).map_err(|e| e.to_string());
-                self.uplink.answer(id, answer);
-            }
-        }
-    }
-
-    fn take_plan(&mut self, plan: NodePlan, adopt: bool) -> Result<u64, String> {
-        let current = self.plan.as_ref().filter(|current| !(adopt && current.store != plan.store));
-        plan.may_follow(current).map_err(|refused| refused.to_string())?;
-        if self.plan.as_ref() == Some(&plan) && self.failing.is_none() {
-            return Ok(0);
-        }
-        // One copy on disk first: an agent that is killed right after the kernel has it must not come back with the older one. All else
-        // that the disk is to have waits until living connections are ended, and the controller's answer waits for it. A full disk must
-        // not keep a quarantine from acting either.
-        let saved = self.keep.save_first(keep::PLAN, &plan);
-        info!(store = %plan.store, generation = plan.generation, segments = plan.set.segments.len(), policies = plan.set.policies.len(), "plan taken");
-        self.plan = Some(plan);
-        let ended = self.bind_again();
-        let outcome = match &self.failing {
-            Some(why) => Err(why.clone()),
-            // Else they were judged with the rest, and are not looked for twice.
-            None => Ok(ended.unwrap_or_else(|| self.revoke())),
-        };
-        self.plan_saved(saved.and_then(Second::write));
-        self.write_what_is_due();
-        outcome
     }
 
     fn saw(&mut self, fact: &Fact) {

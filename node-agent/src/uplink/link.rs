@@ -150,6 +150,7 @@ impl Dialler {
             first_unsent,
             store,
             generation,
+            changes: true,
         };
         // What was said to an earlier session: the greeting says what is applied, and whoever asked has stopped waiting.
         while self.said.try_recv().is_ok() {}
@@ -277,6 +278,14 @@ impl Dialler {
                     Ok(None)
                 }
             },
+            Some(from_controller::Body::PlanChange(wire::PlanChange { change })) => match wire::read_plan_change(&change) {
+                Ok(change) => Ok(Some(Order::Change(Box::new(change)))),
+                Err(e) => {
+                    warn!(why = %e, "a change of the plan cannot be read; the whole is asked for");
+                    send(up, said_body(Said::Whole)).await?;
+                    Ok(None)
+                }
+            },
             Some(from_controller::Body::Question(wire::Question { id, what })) => match what {
                 Some(question::What::Preview(plan)) => match read(&plan) {
                     Ok(plan) => Ok(Some(Order::Preview { id, plan })),
@@ -319,8 +328,9 @@ fn said_body(said: Said) -> from_agent::Body {
                 Ok(revoked) => (revoked, String::new()),
                 Err(why) => (0, why),
             };
-            from_agent::Body::Applied(wire::Applied { generation, store, refused, revoked })
+            from_agent::Body::Applied(wire::Applied { generation, store, refused, revoked, whole: false })
         }
+        Said::Whole => from_agent::Body::Applied(wire::Applied { whole: true, ..wire::Applied::default() }),
         Said::Answer { id, answer } => {
             let (answer, refused) = match answer.and_then(|preview| wire::write_json("preview", &preview).map_err(|e| e.to_string())) {
                 Ok(bytes) => (bytes, String::new()),

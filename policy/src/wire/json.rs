@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::WireError;
+use crate::plan::PlanChange;
 use crate::policy_set::PolicySet;
 use crate::status::{NodeStatus, Preview};
 use crate::{Inventory, NodePlan};
@@ -38,6 +39,14 @@ pub fn read_plan(bytes: &[u8]) -> Result<NodePlan, WireError> {
         return Err(misnamed(key, &value.name));
     }
     Ok(plan)
+}
+
+/// Reads the way from one plan to the next, whole or not at all, as a plan.
+///
+/// # Errors
+/// Says where and what.
+pub fn read_plan_change(bytes: &[u8]) -> Result<PlanChange, WireError> {
+    read("change of the plan", bytes)
 }
 
 /// Reads the inventory of a report.

@@ -155,7 +155,7 @@ proptest! {
         let _ = EdgeDelta::decode(&*bytes).map(crate::EdgeDelta::try_from);
         let _ = Health::decode(&*bytes).map(crate::Health::try_from);
         let _ = Flow::decode(&*bytes).map(crate::Flow::try_from);
-        let _ = (read_plan(&bytes), read_inventory(&bytes), read_status(&bytes), read_preview(&bytes));
+        let _ = (read_plan(&bytes), read_plan_change(&bytes), read_inventory(&bytes), read_status(&bytes), read_preview(&bytes));
     }
 
     #[test]

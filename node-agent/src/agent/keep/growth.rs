@@ -3,7 +3,7 @@
 //! # Why
 //! A ruleset of 100,000 pairs is 20 MB of JSON, and mostly one rule or one container moves. The lines are handed to the kernel and not
 //! awaited on the disk: they outlive the agent. Should the whole host lose power, its containers are gone as well, and the plan, which
-//! is on disk, says what holds for those that come.
+//! is on disk, says what holds for those that come: its own lines are awaited, and there are two copies of them.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -17,8 +17,23 @@ use super::{KeepError, SUM, copies, hex};
 /// Lines are added up to this size, or to that of the value.
 const ENOUGH: u64 = 1 << 20;
 
-pub(super) fn file(name: &str) -> String {
-    format!("{name}.log")
+/// Which of the two.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Copy {
+    First,
+    Second,
+}
+
+pub(super) fn files(name: &str) -> [String; 2] {
+    [format!("{name}.log"), format!("{name}.log.2")]
+}
+
+fn file(name: &str, copy: Copy) -> String {
+    let [first, second] = files(name);
+    match copy {
+        Copy::First => first,
+        Copy::Second => second,
+    }
 }
 
 fn io_at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeepError {
@@ -28,11 +43,13 @@ fn io_at(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> KeepError
 
 /// The value is saved whole: its lines are in it.
 pub(super) fn forget(dir: &Path, name: &str) -> Result<(), KeepError> {
-    let path = dir.join(file(name));
-    match fs::remove_file(&path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(io_at("remove", &path)(source)),
-        Ok(()) | Err(_) => Ok(()),
+    for path in files(name).map(|file| dir.join(file)) {
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(io_at("remove", &path)(source)),
+            Ok(()) | Err(_) => {}
+        }
     }
+    Ok(())
 }
 
 /// The checksum line of what was saved, and its length.
@@ -50,8 +67,13 @@ fn base(dir: &Path, name: &str) -> Result<(Vec<u8>, u64), KeepError> {
 
 /// Adds a line. False: enough of them.
 pub(super) fn append(dir: &Path, name: &str, json: &[u8]) -> Result<bool, KeepError> {
+    append_to(dir, name, Copy::First, json, false)
+}
+
+/// As `append`, to one of the copies, and `awaited` on the disk or not.
+pub(super) fn append_to(dir: &Path, name: &str, copy: Copy, json: &[u8], awaited: bool) -> Result<bool, KeepError> {
     let (sum, length) = base(dir, name)?;
-    let path = dir.join(file(name));
+    let path = dir.join(file(name, copy));
     let write = || {
         let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
         let grown = file.metadata()?.len();
@@ -69,14 +91,26 @@ pub(super) fn append(dir: &Path, name: &str, json: &[u8]) -> Result<bool, KeepEr
         lines.extend_from_slice(json);
         lines.push(b'\n');
         file.write_all(&lines)?;
+        if awaited {
+            file.sync_all()?;
+            if grown == 0 {
+                // Its name too.
+                fs::File::open(dir)?.sync_all()?;
+            }
+        }
         Ok(true)
     };
     write().map_err(io_at("write", &path))
 }
 
-/// The changes since the value with this checksum was saved, up to the first that is not whole.
+/// The changes since the value with this checksum was saved, up to the first that is not whole; of the copy that has more.
 pub(super) fn read(dir: &Path, name: &str, sum: &[u8]) -> Vec<Vec<u8>> {
-    let Ok(file) = fs::File::open(dir.join(file(name))) else { return Vec::new() };
+    let [first, second] = [Copy::First, Copy::Second].map(|copy| read_copy(&dir.join(file(name, copy)), sum));
+    if second.len() > first.len() { second } else { first }
+}
+
+fn read_copy(path: &Path, sum: &[u8]) -> Vec<Vec<u8>> {
+    let Ok(file) = fs::File::open(path) else { return Vec::new() };
     let mut lines = BufReader::new(file).split(b'\n').map_while(Result::ok);
     if lines.next().is_none_or(|first| first != sum) {
         return Vec::new();
@@ -94,7 +128,11 @@ mod tests {
     use super::*;
 
     fn sums(keep: &Keep) -> Option<u64> {
-        keep.load_grown::<u64, u64>("sum", |sum, more| *sum += more).unwrap()
+        let add = |sum: &mut u64, more: u64| {
+            *sum += more;
+            true
+        };
+        keep.load_grown("sum", add).unwrap()
     }
 
     #[test]
@@ -112,6 +150,40 @@ mod tests {
         assert!(keep.append("sum", &20_u64).unwrap());
         assert_eq!(sums(&keep), Some(25));
         keep.forget().unwrap();
+    }
+
+    #[test]
+    fn what_must_be_there_comes_back_by_either_copy_and_ends_before_what_does_not_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let keep = Keep::open(dir.path()).unwrap();
+        keep.save("sum", &1_u64).unwrap();
+        for more in [20_u64, 300] {
+            keep.append_first("sum", &more).unwrap().expect("there is room").write().unwrap();
+        }
+        assert_eq!(sums(&keep), Some(321));
+        let [log, its_copy] = files("sum").map(|file| dir.path().join(file));
+        let whole = fs::read(&log).unwrap();
+        for (what, damaged) in [("cut", whole[..whole.len() - 3].to_vec()), ("empty", Vec::new()), ("spoiled", vec![b'x'; whole.len()])] {
+            fs::write(&log, damaged).unwrap();
+            assert_eq!(sums(&keep), Some(321), "{what}");
+        }
+        fs::remove_file(&log).unwrap();
+        assert_eq!(sums(&keep), Some(321), "by the other copy");
+        fs::write(&log, whole).unwrap();
+        fs::remove_file(its_copy).unwrap();
+        assert_eq!(sums(&keep), Some(321), "killed before the second copy");
+        let below_100 = |sum: &mut u64, more: u64| {
+            let fits = more < 100;
+            *sum += if fits { more } else { 0 };
+            fits
+        };
+        assert_eq!(keep.load_grown("sum", below_100).unwrap(), Some(21));
+        assert!(!keep.takes_lines("sum"), "the end may be torn");
+        keep.save("sum", &5_u64).unwrap();
+        assert_eq!(sums(&keep), Some(5), "they are in it");
+        assert!(keep.takes_lines("sum"));
+        fs::write(dir.path().join("sum.1"), "torn").unwrap();
+        assert!(!keep.takes_lines("sum"), "they would be about another value");
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use policy::Ruleset;
 use policy::bind::Binding;
+use policy::plan::PlanChange;
 use policy::ruleset::Change;
+use policy::{NodePlan, Ruleset};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -23,7 +24,11 @@ impl Work {
         if self.plan.is_none() {
             return;
         }
-        match self.keep.load_grown::<Ruleset, Change>(keep::RULESET, |ruleset, change| ruleset.change(&change)) {
+        let change = |ruleset: &mut Ruleset, change: Change| {
+            ruleset.change(&change);
+            true
+        };
+        match self.keep.load_grown(keep::RULESET, change) {
             Ok(Some(ruleset)) => {
                 info!(bridges = ruleset.watched.len(), "the last ruleset is put back until the engine answers");
                 self.bound = self.plan.as_ref().map(|plan| plan.generation);
@@ -147,6 +152,15 @@ impl Work {
     fn save_ruleset(&mut self) {
         if let Err(error) = self.keep.save(keep::RULESET, self.binding.ruleset()) {
             self.not_saved(&chain(&error));
+        }
+    }
+
+    /// The first copy; only what has changed, where the disk holds all else.
+    pub(super) fn save_plan(&self, plan: &NodePlan, change: Option<&PlanChange>) -> Result<keep::Second, KeepError> {
+        let change = change.filter(|_| !self.unsaved);
+        match change.map(|change| self.keep.append_first(keep::PLAN, change)) {
+            Some(Ok(Some(second))) => Ok(second),
+            Some(Ok(None) | Err(_)) | None => self.keep.save_first(keep::PLAN, plan),
         }
     }
 

@@ -1,0 +1,59 @@
+//! What the controller wants of this node: a plan, whole or as what has changed of the one before, or what a plan would end.
+
+use policy::plan::{NodePlan, PlanChange};
+use tracing::{info, warn};
+
+use super::super::keep::Second;
+use super::{Order, Work};
+
+impl Work {
+    pub(super) fn order(&mut self, order: Order) {
+        match order {
+            Order::Plan { plan, adopt } => self.answer_plan(*plan, adopt, None),
+            Order::Change(change) => match change.clone().onto(self.plan.as_ref()) {
+                Ok(plan) => self.answer_plan(plan, false, Some(&change)),
+                Err(why) => {
+                    warn!(%why, "the whole plan is asked for");
+                    self.uplink.wants_whole();
+                }
+            },
+            Order::Preview { id, plan } => {
+                let answer = self.preview(&plan.set).map_err(|e| e.to_string());
+                self.uplink.answer(id, answer);
+            }
+        }
+    }
+
+    fn answer_plan(&mut self, plan: NodePlan, adopt: bool, change: Option<&PlanChange>) {
+        let (store, generation) = (plan.store.clone(), plan.generation);
+        let outcome = self.take_plan(plan, adopt, change);
+        if let Err(why) = &outcome {
+            warn!(store, generation, why, "plan refused");
+        }
+        self.uplink.applied(&store, generation, outcome);
+    }
+
+    /// `change`: how the plan that is applied leads to it, where that is known.
+    fn take_plan(&mut self, plan: NodePlan, adopt: bool, change: Option<&PlanChange>) -> Result<u64, String> {
+        let current = self.plan.as_ref().filter(|current| !(adopt && current.store != plan.store));
+        plan.may_follow(current).map_err(|refused| refused.to_string())?;
+        if self.plan.as_ref() == Some(&plan) && self.failing.is_none() {
+            return Ok(0);
+        }
+        // One copy on disk first: an agent that is killed right after the kernel has it must not come back with the older one. All else
+        // that the disk is to have waits until living connections are ended, and the controller's answer waits for it. A full disk must
+        // not keep a quarantine from acting either.
+        let saved = self.save_plan(&plan, change);
+        info!(store = %plan.store, generation = plan.generation, segments = plan.set.segments.len(), policies = plan.set.policies.len(), "plan taken");
+        self.plan = Some(plan);
+        let ended = self.bind_again();
+        let outcome = match &self.failing {
+            Some(why) => Err(why.clone()),
+            // Else they were judged with the rest, and are not looked for twice.
+            None => Ok(ended.unwrap_or_else(|| self.revoke())),
+        };
+        self.plan_saved(saved.and_then(Second::write));
+        self.write_what_is_due();
+        outcome
+    }
+}
