@@ -13,6 +13,10 @@ use crate::policy_set::PolicySet;
 /// The version of the plan's format. A node refuses a plan whose format it doesn't know.
 pub const PLAN_FORMAT: u32 = 1;
 
+/// Rules that changes may bring a plan to. About what a whole plan can have, which a message bounds (64 MiB): else a controller that is
+/// somebody else's could fill a node's memory by and by.
+pub const MOST_RULES: usize = 1_000_000;
+
 /// A compiled policy for one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -67,6 +71,12 @@ pub enum PlanRefused {
         found: u64,
         /// The node's generation.
         applied: u64,
+    },
+    /// More than a node is to hold.
+    #[error("the plan would have {rules} rules; a node takes {MOST_RULES} at most")]
+    TooLarge {
+        /// So many.
+        rules: usize,
     },
     /// It is the way from another plan than the one this node has.
     #[error("the change begins from generation {from}, which is not what is applied here")]

@@ -3,7 +3,7 @@
 
 mod sets;
 
-use policy::plan::{PLAN_FORMAT, PlanChange, PlanRefused};
+use policy::plan::{MOST_RULES, PLAN_FORMAT, PlanChange, PlanRefused};
 use policy::{NodePlan, Peer, PolicySet, Rule, WorkloadPolicy};
 use proptest::prelude::*;
 use sets::sets;
@@ -51,6 +51,22 @@ fn a_quarantine_and_a_rule_among_a_hundred_thousand_are_told_in_a_few_hundred_by
     let change = PlanChange::between("one", (7, &old), (8, &new));
     assert!(serde_json::to_vec(&change).unwrap().len() < 500, "{change:?}");
     assert_eq!(*change.onto(Some(&plan(7, &old))).unwrap().set, new);
+}
+
+#[test]
+fn no_row_of_changes_makes_a_plan_larger_than_a_node_is_to_hold() {
+    let mut set = PolicySet::default();
+    let rule = |n: u32| {
+        let peer = format!("outside:{}", std::net::Ipv4Addr::from(0x0a00_0000 + n));
+        Rule { peer: peer.parse().unwrap(), ports: "tcp/80".parse().unwrap(), until: None }
+    };
+    let mut policy = WorkloadPolicy::empty("made/s".parse().unwrap());
+    policy.egress = (0..u32::try_from(MOST_RULES).unwrap()).map(rule).collect();
+    set.policies.insert(policy.workload.clone(), policy);
+    let mut more = set.clone();
+    more.policies.values_mut().next().unwrap().ingress.insert(rule(0));
+    let change = PlanChange::between("one", (7, &set), (8, &more));
+    assert_eq!(change.onto(Some(&plan(7, &set))), Err(PlanRefused::TooLarge { rules: MOST_RULES + 1 }));
 }
 
 #[test]

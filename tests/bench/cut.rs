@@ -54,6 +54,15 @@ fn stage(engine: &Engine, host: &Host<'_>) -> SocketAddr {
     SocketAddr::new(engine.address("server", "front"), 53)
 }
 
+/// Ends who sends.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Seconds that a command took.
 fn took(host: &Host<'_>, words: &[&str]) -> f64 {
     let begun = Instant::now();
@@ -91,6 +100,8 @@ pub(crate) fn run(short: bool) {
         "one rule more, in force and answered",
     ]);
     thread::scope(|scope| {
+        // Also where something goes wrong.
+        let _over = Over(&over);
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 // A refusal is told at the next send; that is what is waited for.
@@ -122,7 +133,6 @@ pub(crate) fn run(short: bool) {
             let both = |samples: &Samples| format!("{} / {}", time(samples.quantile(0.5)), time(samples.quantile(0.99)));
             table.row([grouped(rules as f64), both(&cut), both(&answered), both(&allowed)]);
         }
-        over.store(true, Ordering::Relaxed);
     });
     capture.end();
     table.print();

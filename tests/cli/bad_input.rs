@@ -217,3 +217,22 @@ fn the_command_line_starts_within_ten_milliseconds() {
     // Unoptimized and on a busy machine; the budget of the release build is 10 ms.
     assert!(fastest.is_some_and(|fastest| fastest < std::time::Duration::from_millis(30)), "{fastest:?}");
 }
+
+#[test]
+fn a_document_of_megabytes_is_applied_and_one_beyond_the_bound_is_told_so() {
+    let desk = Desk::new();
+    let node = Node::with_shop(&desk);
+    let rules: String = (0..40_000_u32)
+        .map(|n| format!("    - peer: outside:{}\n      ports: tcp/443\n", std::net::Ipv4Addr::from(0x0a00_0000 + n)))
+        .collect();
+    let text = format!("{API}kind: WorkloadPolicy\nmetadata:\n  name: db\n  namespace: shop\nspec:\n  ingress: []\n  egress:\n{rules}");
+    assert!(text.len() > 2 << 20);
+    let file = desk.file("large.yaml", &text);
+    desk.args(&["apply", "-f", &file]).done();
+    assert_eq!(node.plan(1).set.policies.values().next().unwrap().egress.len(), 40_000);
+    let file = desk.file("larger.yaml", &"# nothing\n".repeat(7_000_000));
+    let error = desk.args(&["apply", "-f", &file]).failed(2);
+    assert!(error.contains("66 MB") && error.contains("64 MB") && error.contains("parts"), "{error}");
+}
+
+const API: &str = "apiVersion: bulkhead.dev/v1alpha1\n";

@@ -4,6 +4,9 @@ use jiff::Timestamp;
 use policy::{Mode, Workload};
 use serde::{Deserialize, Serialize};
 
+/// Bytes of a request: as much as a plan may have on its way to a node, some million rules.
+pub const LARGEST_REQUEST: usize = 64 << 20;
+
 /// Which edges. Empty: all.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]

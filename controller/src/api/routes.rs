@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{FromRequest, FromRequestParts, Path, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, State};
 use axum::http::{StatusCode, request::Parts};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -16,7 +16,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::Served;
-use super::ask::{Allow, Apply, Comment, Delete, Edit, Export, GraphFilter, Members, OfWorkload, Question, Revert, Review, Switch};
+use super::ask::{
+    Allow, Apply, Comment, Delete, Edit, Export, GraphFilter, LARGEST_REQUEST, Members, OfWorkload, Question, Revert, Review, Switch,
+};
 use super::peer::{Asking, Gate, check};
 use super::stream::flows;
 use super::view::{Failure, FailureCode, Forecast, Outcome, VersionView};
@@ -129,7 +131,11 @@ pub(super) fn routes(served: Served, gate: Gate) -> Router {
         .route("/adopt", post(adopt))
         .route("/down", post(|s, who, Body(b): Body<Comment>| decide(s, who, Request::Down(b))))
         .with_state(served);
-    Router::new().nest("/api/v1", v1).fallback(unknown).layer(middleware::from_fn_with_state(gate, check))
+    Router::new()
+        .nest("/api/v1", v1)
+        .fallback(unknown)
+        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
+        .layer(middleware::from_fn_with_state(gate, check))
 }
 
 async fn unknown(uri: axum::http::Uri) -> Problem {

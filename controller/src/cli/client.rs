@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 
 use super::{Failed, exit};
+use crate::api::ask::LARGEST_REQUEST;
 use crate::api::view::Failure;
 
 /// Header in which the command line passes SUDO_USER on. The controller notes it as a claim.
@@ -131,6 +132,10 @@ impl Client {
     /// Sends a request and reads what became of it.
     pub(super) fn post<T: DeserializeOwned>(&self, uri: &str, body: &impl Serialize) -> Result<T, Failed> {
         let body = serde_json::to_vec(body).map_err(|e| Failed::new(exit::FAILED, format!("cannot write the request: {e}"), ""))?;
+        if body.len() > LARGEST_REQUEST {
+            let what = format!("that is {} MB, and the controller takes {} MB at once", body.len() >> 20, LARGEST_REQUEST >> 20);
+            return Err(Failed::new(exit::USAGE, what, "Apply it in parts: each document changes what it names and nothing else."));
+        }
         self.runtime.block_on(self.ask(Method::POST, uri, Some(body)))
     }
 

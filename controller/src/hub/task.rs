@@ -280,13 +280,11 @@ impl Task {
         }
         let (orders, inbox) = mpsc::channel(ORDERS);
         // The same agent came again before its old session was seen to end: the old one ends now, by losing its orders.
+        (known.status.store, known.status.generation) = applied.clone().unwrap_or_default();
         known.session = Some(Session { id: session, spool, orders, sent: applied, changes, unanswered: None });
         known.heard = Some(self.state.now);
         known.reported = false;
         known.refused = None;
-        if let Some((store, generation)) = &known.session.as_ref().expect("it was put there just now").sent {
-            (known.status.store, known.status.generation) = (store.clone(), *generation);
-        }
         info!(%node, session, %version, acknowledged, "agent connected");
         if reply.send(Ok(Attachment { store: self.state.store.clone(), acknowledged, orders: inbox })).is_err() {
             known.session = None;
@@ -322,7 +320,11 @@ impl Task {
         let Report { inventory, status } = report;
         let node = self.state.nodes.entry(name).or_default();
         node.heard = Some(self.state.now);
-        node.status = status;
+        let known = std::mem::replace(&mut node.status, status);
+        // It was written before what the agent has said since: a node never goes back (unless to another store, by `adopt`).
+        if node.status.store == known.store {
+            node.status.generation = node.status.generation.max(known.generation);
+        }
         node.reported = true;
         if node.inventory != inventory {
             node.inventory = inventory;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodePlan, PLAN_FORMAT, PlanRefused};
+use super::{MOST_RULES, NodePlan, PLAN_FORMAT, PlanRefused};
 use crate::policy_set::{PolicySet, Quarantine, Rule, WorkloadPolicy};
 use crate::segment::Segment;
 use crate::workload::Workload;
@@ -107,8 +107,8 @@ impl PlanChange {
     /// The plan that this plan becomes.
     ///
     /// # Errors
-    /// A format that is not known, another store, another generation than the one it begins from, or rules that are not those it was made
-    /// from: nothing is guessed then, the whole plan has to be asked for.
+    /// A format that is not known, more than [`MOST_RULES`], another store, another generation than the one it begins from, or rules that
+    /// are not those it was made from: nothing is guessed then, the whole plan has to be asked for.
     pub fn onto(self, plan: Option<&NodePlan>) -> Result<NodePlan, PlanRefused> {
         let Self { format, store, from, to, policies, without, segments, quarantines } = self;
         if format != PLAN_FORMAT {
@@ -128,6 +128,10 @@ impl PlanChange {
             if !policy.change(its) {
                 return Err(other());
             }
+        }
+        let rules = set.policies.values().map(|policy| policy.ingress.len() + policy.egress.len()).sum();
+        if rules > MOST_RULES {
+            return Err(PlanRefused::TooLarge { rules });
         }
         if let Some(segments) = segments {
             set.segments = keyed(segments, |segment| &segment.name).ok_or_else(other)?;
