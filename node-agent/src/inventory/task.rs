@@ -1,7 +1,8 @@
 //! The task that owns the facts: follows the engine's events and the kernel's links, and publishes what they come to.
 
-use crate::chain::chain;
-use std::collections::{BTreeMap, BTreeSet};
+mod ports;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,16 +15,17 @@ use policy::lease::LeaseBook;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::ahead::{self, Ahead};
+use super::ahead::Ahead;
 use super::engine::{Engine, EngineFact};
 use super::events::{Change, change};
-use super::facts::{ContainerFact, Ends, Facts, Links, NetworkFact};
+use super::facts::{ContainerFact, Ends, Facts, NetworkFact};
 use super::inhabitants::Inhabitants;
 use super::inspects::{Answer, Inspect, Inspects};
 use super::joins::Joins;
 use super::links::Seen;
 use super::told::{self, Changes, Told};
 use super::{Options, Snapshot};
+use crate::chain::chain;
 
 /// Repairs what a missed event left wrong. Long, since each costs one inspect a network.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -426,49 +428,6 @@ impl Task {
             !same
         });
     }
-
-    /// What the kernel tells of new ports before the engine does.
-    fn look_ahead(&mut self) {
-        let (links, now) = (self.links.borrow().links.clone(), Timestamp::now());
-        let mut moved = self.ahead.gone(&mut self.facts, &links);
-        let inventory = Arc::clone(&self.sender.borrow().inventory);
-        let claimed = claimed(&inventory);
-        let long = |port: &String| self.unclaimed.get(port).is_some_and(|since| now.duration_since(*since).unsigned_abs() >= UNCLAIMED);
-        let new = links.ports.iter().filter(|(port, _)| !claimed.contains(port) && !long(port));
-        let candidates = ahead::candidates(&self.facts, new);
-        if !candidates.is_empty() {
-            let namespaces = candidates.iter().map(ahead::Candidate::namespace).collect();
-            match self.inhabitants.of(&namespaces, &self.facts.processes_in(&namespaces)) {
-                Ok(found) => moved.extend(self.ahead.place(&mut self.facts, &links, candidates, &found, now)),
-                Err(error) => warn!(error = &error as &dyn std::error::Error, "whose a new port is must wait for the engine's word"),
-            }
-        }
-        if moved.is_empty() {
-            return;
-        }
-        let ends = Ends::of(&links, self.facts.inside());
-        for id in moved {
-            self.leases.move_one(&id, self.facts.container_here(&id, &ends).as_ref(), now);
-        }
-    }
-
-    /// Ports that have been nobody's for a while.
-    fn strangers(&mut self, inventory: &policy::Inventory, links: &Links) -> BTreeMap<String, String> {
-        let now = Timestamp::now();
-        let claimed = claimed(inventory);
-        self.unclaimed.retain(|port, _| links.ports.contains_key(port) && !claimed.contains(port));
-        for port in links.ports.keys().filter(|port| !claimed.contains(port)) {
-            self.unclaimed.entry(port.clone()).or_insert(now);
-        }
-        let old = |since: &Timestamp| now.duration_since(*since).unsigned_abs() >= UNCLAIMED;
-        let strangers = self.unclaimed.iter().filter(|(_, since)| old(since));
-        strangers.map(|(port, _)| (port.clone(), links.ports[port].bridge.clone())).collect()
-    }
-}
-
-/// Ports of which it is known whose they are.
-fn claimed(inventory: &policy::Inventory) -> BTreeSet<&String> {
-    inventory.containers.values().flat_map(|container| &container.legs).filter_map(|leg| leg.port.as_ref()).collect()
 }
 
 /// Whether the wall clock, by which the engine tells the time of events, was put back since the last listing.
