@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -18,13 +19,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const IMAGE: &str = "cut:1";
 /// The rest of what is in force is of so many workloads.
 const WORKLOADS: usize = 1_000;
+/// So many are applied at once.
+const PART: usize = 200;
 /// Nothing that passed for so long: it is cut off. The command waits for a second at most.
 const OVER: Duration = Duration::from_millis(300);
 
-/// Policies of others with so many rules in all.
-fn others(rules: usize) -> String {
+/// Policies of these others, who have so many rules in all.
+fn others(workloads: Range<usize>, rules: usize) -> String {
     let mut text = String::new();
-    for n in 0..WORKLOADS {
+    for n in workloads {
         let _ = write!(
             text,
             "---\napiVersion: bulkhead.dev/v1alpha1\nkind: WorkloadPolicy\nmetadata:\n  name: s{n}\n  namespace: made\nspec:\n"
@@ -112,8 +115,10 @@ pub(crate) fn run(short: bool) {
         for &rules in sizes {
             if rules > 0 {
                 let file = engine.dir.join("others.yaml");
-                std::fs::write(&file, others(rules)).unwrap();
-                host.bulkhead(["apply", "-f", file.to_str().unwrap(), "--yes"]);
+                for first in (0..WORKLOADS).step_by(PART) {
+                    std::fs::write(&file, others(first..first + PART, rules)).unwrap();
+                    host.bulkhead(["apply", "-f", file.to_str().unwrap(), "--yes"]);
+                }
                 eventually(PATIENCE, || {
                     let status = host.bulkhead(["status"]);
                     if status.contains("plan in force") { Ok(()) } else { Err(status) }

@@ -97,6 +97,28 @@ fn whatever_the_kernel_knows_of_owners_a_killed_agent_opens_nothing_and_the_next
     }
 }
 
+#[test]
+fn a_flush_right_behind_the_first_write_of_an_agent_is_repaired_within_seconds() {
+    let _limit = limit(Duration::from_secs(200));
+    let engine = needs_engine!();
+    let db = stage(&engine);
+    let mut host = Host::on(&engine);
+    host.set("BULKHEAD_OWNERSHIP", "shared");
+    host.bulkhead(["up", "-d"]);
+    enforce_by_hand(&host);
+    eventually(PATIENCE, || is_held(&engine, db));
+    for _ in 0..3 {
+        let log = host.state_dir.join("bulkhead.log");
+        let written = || fs::read_to_string(&log).unwrap_or_default().matches("the last ruleset is put back").count();
+        let (first, before) = (agent(&host).unwrap(), written());
+        kill_9(first);
+        eventually(PATIENCE, || if written() > before { Ok(()) } else { Err("nothing is written") });
+        assert_eq!(nft(&engine, "flush ruleset"), Ok(()));
+        eventually(PATIENCE, || is_connected(&host));
+        eventually(Duration::from_secs(3), || is_held(&engine, db));
+    }
+}
+
 /// Puts a copy in the place of the agent's program, as a package does; its inode.
 fn upgrade(host: &Host<'_>) -> u64 {
     let (program, fresh) = (host.program("bulkhead-agent"), host.program("bulkhead-agent.new"));

@@ -89,6 +89,8 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
     let sources = inventory::Options { socket: filter.socket.clone(), engine_sockets: vec![engine.socket.clone()] };
     let (mut snapshots, _inventory) = inventory::start(sources).await?;
 
+    // Before anything is written: what somebody changes right behind the first write must be heard of.
+    let mut foreign = Watcher::open().map_err(io_at("watch the packet filter"))?;
     let mut work = Work::start(&options, (owning, unconfined), keep, snapshots.clone())?;
     // Before the engine answers: after a reboot its containers must not be faster than we are.
     work.load_ruleset();
@@ -107,7 +109,6 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
     let (mut facts, observer) = Observer::start(watching, snapshots.clone())?;
 
     let mut orders = work.orders.take().expect("taken once, here");
-    let mut foreign = Watcher::open().map_err(io_at("watch the packet filter"))?;
     let mut pulse = interval(PULSE);
     pulse.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let latest = Instant::now() + READY_WITHOUT_ENGINE_AFTER;
@@ -344,7 +345,10 @@ impl Work {
     fn touched(&mut self, change: std::io::Result<crate::enforce::watch::Change>) {
         match change {
             Ok(change) if change.by == Some(self.enforcer.owner()) => {}
-            Ok(_) => self.compare("a change of somebody else's"),
+            Ok(crate::enforce::watch::Change { by, process: (pid, program), generation_id }) => {
+                info!(?by, pid, program, generation_id, "somebody else changed our tables, or notices were lost");
+                self.compare("a change of somebody else's");
+            }
             Err(error) => {
                 warn!(%error, "a notice of the packet filter was lost");
                 self.compare("a lost notice");
