@@ -1,5 +1,5 @@
 //! HTTP and JSON on a Unix socket, for the command line and later the page. Who asks is the peer's uid; only root, members of the
-//! group `bulkhead` and the controller's own user may speak, whatever the mode of the socket says.
+//! group `bulkhead` and, if nobody else started it, the controller's own user may speak, whatever the mode of the socket says.
 
 pub mod ask;
 mod peer;
@@ -67,7 +67,7 @@ pub fn listen(path: &Path, gate: &Gate) -> Result<UnixListener, ApiError> {
             Ok(()) => {}
             // Not root and not a member: its own group has to do.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                tracing::warn!(path = %path.display(), "the socket cannot be given to the group bulkhead: only root and the controller's user can use it");
+                tracing::warn!(path = %path.display(), "the socket cannot be given to the group bulkhead: its members cannot use it");
             }
             Err(error) => return Err(failed("give away")(error)),
         }

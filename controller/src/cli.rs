@@ -12,6 +12,8 @@ mod output;
 mod read;
 mod sessions;
 mod shown;
+mod sources;
+mod status;
 mod tables;
 mod when;
 
@@ -161,9 +163,9 @@ enum Command {
     /// Take a guardrail out
     #[command(after_help = "Example:\n  bulkhead delete guardrail prod-never-to-dev --comment 'prod and dev share a broker now'")]
     Delete(DeleteArgs),
-    /// Put the objects of a file in force
+    /// Put the objects of a file or a folder in force
     #[command(
-        after_help = "Where something is in Enforce afterwards it says beforehand what would be denied and which connections would end, and asks\nif a segment goes to Enforce or anything would be cut.\n\nExamples:\n  bulkhead apply -f shop.yaml\n  bulkhead export | bulkhead apply -f - --dry-run"
+        after_help = "Where something is in Enforce afterwards it says beforehand what would be denied and which connections would end, and asks\nif a segment goes to Enforce or anything would be cut.\n\nExamples:\n  bulkhead apply -f shop.yaml\n  bulkhead apply -f policies/\n  bulkhead export | bulkhead apply -f - --dry-run"
     )]
     Apply(ApplyArgs),
     /// Take nodes over that belong to another store
@@ -240,7 +242,7 @@ fn execute(cli: Cli, terminal: &output::Terminal) -> Result<(), Failed> {
         Command::Mode(args) => decide::mode(&client()?, terminal, args),
         Command::Audit(args) => read::audit(&client()?, terminal, args),
         Command::Explain(args) => describe::explain(&client()?, terminal, args),
-        Command::Status(args) => describe::status(&client()?, terminal, args),
+        Command::Status(args) => status::status(&client()?, terminal, args),
         Command::Quarantine(args) => decide::quarantine(&client()?, terminal, args),
         Command::Release(args) => decide::release(&client()?, terminal, args),
         Command::Export(args) => decide::export(&client()?, terminal, args),

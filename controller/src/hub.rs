@@ -24,7 +24,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 pub use decide::Request;
-pub(crate) use decide::{to_apply, to_be_enforced, to_enforce};
+pub(crate) use decide::{Would, is_foretold, to_apply, to_be_enforced, to_enforce};
 pub use state::{State, outlines};
 pub use task::{Options, start};
 
@@ -116,6 +116,7 @@ enum Ask {
     Read(Read),
     Refresh(Read),
     Decide { request: Box<Request>, who: Who, reply: oneshot::Sender<Result<Outcome, HubError>> },
+    Would { request: Box<Request>, reply: oneshot::Sender<Result<Would, HubError>> },
     Preview { plan: Arc<NodePlan>, reply: oneshot::Sender<PreviewAnswers> },
 }
 
@@ -158,6 +159,16 @@ impl Hub {
     pub async fn decide(&self, request: Request, who: Who) -> Result<Outcome, HubError> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(Ask::Decide { request: Box::new(request), who, reply }).await.map_err(|_| HubError::Ending)?;
+        answer.await.map_err(|_| HubError::Ending)?
+    }
+
+    /// What a decision would put in force; nothing is changed.
+    ///
+    /// # Errors
+    /// What would refuse it.
+    pub(crate) async fn would(&self, request: Request) -> Result<Would, HubError> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask::Would { request: Box::new(request), reply }).await.map_err(|_| HubError::Ending)?;
         answer.await.map_err(|_| HubError::Ending)?
     }
 

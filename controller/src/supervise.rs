@@ -2,6 +2,7 @@
 //! policy; when it ends, the last plan stays in the kernel.
 
 pub mod down;
+mod identity;
 mod notify;
 mod service;
 pub mod units;
@@ -11,17 +12,17 @@ use std::fs;
 use std::io;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown, lchown};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use clap::Args;
-use nix::unistd::{Gid, Group, Pid, Uid, User};
+use clap::builder::NonEmptyStringValueParser;
+use nix::unistd::{Gid, Pid, Uid};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{info, warn};
 
 use notify::Notices;
 use service::Service;
@@ -32,12 +33,17 @@ pub(crate) const EVERYWHERE: &str = "Options of every command";
 /// Where files are. Two hosts in one machine (labs) need two of each.
 #[derive(Clone, Debug, Args)]
 pub struct Places {
-    /// What must survive a reboot: the store, the agent's plan and spool.
-    #[arg(long, env = "BULKHEAD_STATE_DIR", default_value = "/var/lib/bulkhead", value_name = "DIR", global = true, help_heading = EVERYWHERE)]
+    /// What must survive a reboot: the store, the agent's plan and spool (BULKHEAD_STATE_DIR).
+    #[arg(long, default_value_os_t = place("BULKHEAD_STATE_DIR", "/var/lib/bulkhead"), value_name = "DIR", global = true, help_heading = EVERYWHERE)]
     pub state_dir: PathBuf,
-    /// Sockets.
-    #[arg(long, env = "BULKHEAD_RUN_DIR", default_value = "/run/bulkhead", value_name = "DIR", global = true, help_heading = EVERYWHERE)]
+    /// Sockets (BULKHEAD_RUN_DIR).
+    #[arg(long, default_value_os_t = place("BULKHEAD_RUN_DIR", "/run/bulkhead"), value_name = "DIR", global = true, help_heading = EVERYWHERE)]
     pub run_dir: PathBuf,
+}
+
+/// By clap's own `env` each usage line would show what the environment says as if it had to be typed.
+fn place(variable: &str, usual: &str) -> PathBuf {
+    std::env::var_os(variable).filter(|path| !path.is_empty()).map_or_else(|| usual.into(), PathBuf::from)
 }
 
 impl Places {
@@ -61,8 +67,9 @@ impl Places {
         self.state_dir.join("agent")
     }
 
+    /// In a folder that is root's alone: who could take it away would hide the supervisor from `down`.
     fn pid_file(&self) -> PathBuf {
-        self.run_dir.join("up.pid")
+        self.agent().join("up.pid")
     }
 }
 
@@ -76,7 +83,7 @@ pub struct AgentFlags {
     #[arg(long, value_name = "PATH|PID")]
     pub netns: Option<PathBuf>,
     /// This node's name (default: the host's name).
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub node: Option<String>,
     /// Serve the agent's metrics (Prometheus) here.
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -107,7 +114,7 @@ pub struct UpArgs {
     /// Return once both are ready; logs go to STATE_DIR/bulkhead.log.
     #[arg(short, long)]
     pub detach: bool,
-    /// The user the controller runs as: `bulkhead` if it exists, else `nobody`.
+    /// The user the controller runs as: `bulkhead` if it exists, else a user id that is nobody's.
     #[arg(long, value_name = "USER")]
     pub controller_user: Option<String>,
     #[command(flatten)]
@@ -249,33 +256,6 @@ pub fn run_agent(arguments: &[OsString]) -> Result<(), SuperviseError> {
     if status.success() { Ok(()) } else { Err(SuperviseError::Agent { command, status }) }
 }
 
-/// Who the controller runs as: never root.
-fn controller_identity(wanted: Option<&str>) -> Result<(Uid, Gid), SuperviseError> {
-    let find = |name: &str| User::from_name(name).ok().flatten();
-    let user = match wanted {
-        Some(name) => find(name).ok_or_else(|| SuperviseError::NoUser { name: name.to_owned() })?,
-        None => ["bulkhead", "nobody"].into_iter().find_map(find).ok_or_else(|| SuperviseError::NoUser { name: "nobody".to_owned() })?,
-    };
-    // Its sockets carry this group, so that members of `bulkhead` can use the command line without root.
-    let gid = Group::from_name("bulkhead").ok().flatten().map_or(user.gid, |group| group.gid);
-    Ok((user.uid, gid))
-}
-
-/// Asks by trying: what closes a path to a user is more than its permission bits.
-fn must_be_startable(program: &Path, (uid, gid): (Uid, Gid)) -> Result<(), SuperviseError> {
-    let mut probe = std::process::Command::new(program);
-    probe.arg("--version").uid(uid.as_raw()).gid(gid.as_raw()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    // From a place that nobody is shut out of.
-    match probe.current_dir("/").status() {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let user = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
-            Err(SuperviseError::NotForAll { program: program.to_owned(), user })
-        }
-        Err(error) => Err(io_at(format!("start {}", program.display()))(error)),
-        Ok(_) => Ok(()),
-    }
-}
-
 /// What was complained about last in this log since `from`, bytes; else where to look.
 fn last_words(log: &Path, from: u64) -> String {
     let text = fs::read(log).unwrap_or_default();
@@ -305,11 +285,13 @@ fn make_places(places: &Places, uid: Uid, gid: Gid) -> Result<(), SuperviseError
 
 /// The supervisor that runs here, if one does.
 pub fn running(places: &Places) -> Option<Pid> {
-    let pid: i32 = fs::read_to_string(places.pid_file()).ok()?.trim().parse().ok()?;
+    // A supervisor of an earlier version has it among the sockets.
+    let text = fs::read_to_string(places.pid_file()).or_else(|_| fs::read_to_string(places.run_dir.join("up.pid"))).ok()?;
+    let pid: i32 = text.trim().parse().ok()?;
     let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let mut words = cmdline.split(|&b| b == 0);
     let program = words.next().is_some_and(|word| word.ends_with(b"bulkhead"));
-    // A pid is reused, and the folder is the controller's; ours was started as `bulkhead ... up`.
+    // A pid is reused; ours was started as `bulkhead ... up`.
     (program && words.any(|word| word == b"up")).then(|| Pid::from_raw(pid))
 }
 
@@ -324,12 +306,23 @@ pub fn up(places: &Places, args: &UpArgs) -> Result<(), SuperviseError> {
     if let Some(pid) = running(places) {
         return Err(SuperviseError::AlreadyUp { pid: pid.as_raw() });
     }
-    let identity = controller_identity(args.controller_user.as_deref())?;
-    must_be_startable(&std::env::current_exe().map_err(io_at("find our own program"))?, identity)?;
+    let identity = identity::controller(args.controller_user.as_deref(), &places.controller())?;
+    identity::must_be_startable(&std::env::current_exe().map_err(io_at("find our own program"))?, identity)?;
     make_places(places, identity.0, identity.1)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io_at("start the runtime"))?;
-    if args.detach { runtime.block_on(detached(places)) } else { runtime.block_on(supervise(places, args, identity)) }
+    let shared = identity::shared(identity.0);
+    if args.detach {
+        runtime.block_on(detached(places))?;
+        shared.iter().for_each(|line| println!("{line}"));
+        Ok(())
+    } else {
+        shared.iter().for_each(|line| warn!("{line}"));
+        runtime.block_on(supervise(places, args, identity))
+    }
 }
+
+/// While the agent is away nobody new is bound, and nothing is repaired.
+const AGENT_BACK_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long both may take to be ready: the engine's list, a first dump, a store of a million edges.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -354,11 +347,10 @@ async fn detached(places: &Places) -> Result<(), SuperviseError> {
         _ = child.wait() => return Err(SuperviseError::Ended { name: "it", words: last_words(&log_path, before) }),
     }
     println!("Up: agent and controller run; their log is {}.", log_path.display());
-    println!("Nothing is denied that was not denied before. `bulkhead status` says how things stand, `bulkhead graph` who talks to whom.");
     Ok(())
 }
 
-/// Writes a file in a folder that somebody else may write to: never through a link of theirs.
+/// Writes a file: never through a link that is in its place.
 fn write_anew(path: &Path, text: &str) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -379,7 +371,7 @@ async fn supervise(places: &Places, args: &UpArgs, identity: (Uid, Gid)) -> Resu
     // In a folder that is root's alone: whoever stood in its place would be given the socket that owns the tables.
     let heard = Notices::listen(&places.agent().join("notify.sock"), None)?;
     let arguments = args.agent.arguments(places, &format!("{}:{}", identity.0, identity.1));
-    let mut agent = Service::new("agent", agent_program()?, arguments, None, heard);
+    let mut agent = Service::new("agent", agent_program()?, arguments, None, heard).back_within(AGENT_BACK_WITHIN);
     let outcome = async {
         controller.start()?;
         controller.wait_ready().await?;
@@ -390,8 +382,8 @@ async fn supervise(places: &Places, args: &UpArgs, identity: (Uid, Gid)) -> Resu
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         loop {
             tokio::select! {
-                status = controller.ended() => controller.again(status).await?,
-                status = agent.ended() => agent.again(status).await?,
+                () = controller.keep() => {}
+                () = agent.keep() => {}
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
             }
@@ -424,6 +416,7 @@ mod tests {
         fs::create_dir_all(places.controller()).unwrap();
         fs::create_dir_all(&places.run_dir).unwrap();
         symlink(&precious, places.controller().join("store.db")).unwrap();
+        fs::create_dir_all(places.agent()).unwrap();
         symlink(&precious, places.pid_file()).unwrap();
         make_places(&places, Uid::from_raw(65_534), Gid::from_raw(65_534)).unwrap();
         write_anew(&places.pid_file(), "1\n").unwrap();

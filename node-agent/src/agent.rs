@@ -4,6 +4,7 @@
 pub mod account;
 mod alone;
 mod denied;
+mod down;
 mod forwarding;
 pub mod keep;
 mod living;
@@ -19,25 +20,25 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use nix::unistd::User;
-use serde::{Deserialize, Serialize};
-use tracing::info;
 
 use crate::chain::chain;
 use crate::confine::ConfineError;
-use crate::enforce::{EnforceError, Enforcer, Nftables, Ownership};
+use crate::enforce::{EnforceError, Ownership};
 use crate::inventory::InventoryError;
 use crate::inventory::endpoint::AddressError;
-use crate::netns::{self, NetnsError};
-use crate::observe::{self, ObserveError};
+use crate::netns::NetnsError;
+use crate::observe::ObserveError;
 use crate::preflight;
 use crate::proxy::ProxyError;
 use crate::uplink::SpoolError;
 
+pub use down::down;
 pub use memory::be_frugal;
 pub use process::{die_with_the_supervisor, host_name};
 pub use start::start;
 
-use keep::{Keep, KeepError};
+use down::Before;
+use keep::KeepError;
 
 /// How the agent is to run.
 #[derive(Clone, Debug)]
@@ -139,6 +140,25 @@ pub enum AgentError {
         #[source]
         source: io::Error,
     },
+    /// `down` where nothing was started.
+    #[error(
+        "this is not the network namespace that Bulkhead was started in, and nothing was changed: add --netns PATH|PID{}",
+        process.map_or_else(
+            || ". If that one is gone, so is all that was in it: `bulkhead up` here begins anew, and `bulkhead down` ends that".to_owned(),
+            |pid| format!(", as --netns {pid}, a process in it")
+        )
+    )]
+    Elsewhere {
+        /// A process in the namespace that it was started in.
+        process: Option<u32>,
+    },
+    /// `down` where there should be tables and are none, by an agent that did not say yet where it works.
+    #[error(
+        "the stored plan enforces or audits, and none of its tables is in this network namespace. Nothing was changed: it may be another one \
+         than Bulkhead was started in, then add --netns PATH|PID. If it is this one, somebody took the tables away: `bulkhead up` puts \
+         them back, and `bulkhead down` after that takes out all"
+    )]
+    NoTable,
     /// There is no plan on this node.
     #[error("no plan is stored in {dir}: nothing was ever enforced here")]
     NoPlan {
@@ -153,7 +173,11 @@ impl AgentError {
         match self {
             Self::NoPlan { .. } => 4,
             Self::Address(_) => 2,
-            Self::Another { .. } | Self::Keep(KeepError::Taken { .. }) | Self::Enforce(EnforceError::OwnedByAnother { .. }) => 3,
+            Self::Another { .. }
+            | Self::Elsewhere { .. }
+            | Self::NoTable
+            | Self::Keep(KeepError::Taken { .. })
+            | Self::Enforce(EnforceError::OwnedByAnother { .. }) => 3,
             Self::Keep(_)
             | Self::Netns(_)
             | Self::Inventory(_)
@@ -180,43 +204,6 @@ pub fn block_on<F: Future>(future: F) -> Result<F::Output, AgentError> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().map_err(io_at("start the runtime"))?;
     Ok(runtime.block_on(future))
-}
-
-/// How the host was before, for `down`. Written before the first change is made, completed as more is changed.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Before {
-    /// The namespace that was worked in; `None`: the machine's.
-    netns: Option<PathBuf>,
-    /// The switches of observation.
-    originals: observe::Originals,
-}
-
-/// Takes everything out of the kernel and puts the switches back.
-///
-/// # Errors
-/// Another agent lives and doesn't end; the kernel refuses.
-pub fn down(state_dir: &Path, given: Option<&Path>) -> Result<(), AgentError> {
-    Keep::end_holder(state_dir)?;
-    let keep = Keep::open(state_dir)?;
-    let before: Before = keep.load(keep::BEFORE)?.unwrap_or_default();
-    if let Some(path) = given.map(Path::to_owned).or(before.netns) {
-        match netns::enter(&path) {
-            // The namespace went, and everything in it.
-            Err(NetnsError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound && given.is_none() => {
-                info!(netns = %path.display(), "the namespace is gone: nothing to take down");
-                return Ok(keep.forget()?);
-            }
-            other => other?,
-        }
-    }
-    for table in Nftables::open()?.remove()? {
-        println!("removed table {table}");
-    }
-    observe::table::remove_left_over().map_err(io_at("remove the observation table"))?;
-    before.originals.restore().map_err(ObserveError::from)?;
-    println!("switches are as they were");
-    Ok(keep.forget()?)
 }
 
 /// Prints what this host lacks; the exit code: 0 all well or only warnings, 1 something fails.

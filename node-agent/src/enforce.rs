@@ -36,6 +36,7 @@ mod model;
 mod nftables;
 mod socket;
 mod stations;
+pub mod sums;
 mod transaction;
 pub mod watch;
 

@@ -20,6 +20,7 @@ pub mod endpoint;
 
 mod ahead;
 mod daemon;
+mod ended;
 pub(crate) mod engine;
 mod events;
 pub(crate) mod facts;

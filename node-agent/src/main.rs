@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use node_agent::agent::{self, AgentError, ControllerUser, Options};
 use node_agent::enforce::Ownership;
@@ -48,7 +49,7 @@ struct Run {
     #[arg(long, value_parser = netns::place, value_name = "PATH|PID")]
     netns: Option<PathBuf>,
     /// This node's name (default: the host's name).
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     node: Option<String>,
     /// Serve metrics (Prometheus) here.
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -86,6 +87,9 @@ enum Command {
         /// The namespace to clean (default: the one the last run used).
         #[arg(long, value_parser = netns::place, value_name = "PATH|PID")]
         netns: Option<PathBuf>,
+        /// Change nothing; fail if this is not the namespace that the last run worked in.
+        #[arg(long)]
+        only_look: bool,
     },
     /// What this host lacks, or what would conflict.
     Check {
@@ -158,7 +162,7 @@ fn run(command: Command) -> Result<ExitCode, AgentError> {
             };
             agent::start(options)?;
         }
-        Command::Down { places, netns } => agent::down(&places.state_dir, netns.as_deref())?,
+        Command::Down { places, netns, only_look } => agent::down(&places.state_dir, netns.as_deref(), only_look)?,
         Command::Check { docker_host, netns, places, json } => {
             if let Some(path) = &netns {
                 netns::enter(path)?;

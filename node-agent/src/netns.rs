@@ -1,11 +1,13 @@
 //! Entering the engine's network namespace. Must happen on the main thread before any other thread lives: a namespace belongs
 //! to a thread (setns(2)), and threads inherit their parent's.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
+use serde::{Deserialize, Serialize};
 
 /// The namespace cannot be entered.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +50,54 @@ pub fn enter(path: &Path) -> Result<(), NetnsError> {
     setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| NetnsError::Enter { path: path.to_owned(), source: errno.into() })
 }
 
+/// The kernel's id of this boot: the same for all namespaces of the machine, and another one after each (random(4)). Where the kernel
+/// has no such id, all of its life is one boot.
+pub fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+/// Which network namespace (namespaces(7): by device and inode). Inodes are used again after a boot, so they say nothing across one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// In which boot.
+    pub boot: String,
+    /// The file's device.
+    pub device: u64,
+    /// The file's inode.
+    pub inode: u64,
+}
+
+impl Identity {
+    /// Of the namespace that this thread is in; `None`: /proc does not say.
+    pub fn here() -> Option<Self> {
+        let (device, inode) = numbers("/proc/thread-self/ns/net")?;
+        Some(Self { boot: boot(), device, inode })
+    }
+
+    /// The lowest number of a process that is in it now.
+    pub fn process(&self) -> Option<u32> {
+        let processes = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let in_it = |pid: &u32| self.boot == boot() && numbers(&format!("/proc/{pid}/ns/net")) == Some((self.device, self.inode));
+        processes.filter(in_it).min()
+    }
+}
+
+fn numbers(path: &str) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_namespace_is_known_again_in_the_same_boot_and_by_a_process_in_it() {
+        let here = Identity::here().unwrap();
+        assert!(here.process().is_some_and(|pid| pid <= std::process::id()));
+        assert_eq!(Identity { inode: 1, ..here.clone() }.process(), None);
+        assert_eq!(Identity { boot: "another".to_owned(), ..here }.process(), None, "numbers of another boot name nothing");
+    }
 
     #[test]
     fn a_namespace_is_named_by_its_file_or_by_a_process_in_it() {

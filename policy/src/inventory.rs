@@ -144,6 +144,9 @@ pub struct Container {
     pub members: Vec<String>,
     /// Why no protection may be claimed for it; its packets are filtered all the same.
     pub unmanaged: BTreeSet<Unmanaged>,
+    /// It may send frames of any content and form (CAP_NET_RAW, which an engine gives to all unless told otherwise; packet(7)).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub raw: bool,
 }
 
 impl Container {

@@ -28,23 +28,7 @@ pub struct NodePlan {
     /// Only grows. A node refuses a plan older than the one it has.
     pub generation: u64,
     /// What is in force. Shared, since what is bound is kept with what it was made from.
-    #[serde(with = "shared")]
     pub set: Arc<PolicySet>,
-}
-
-/// As if it were not shared.
-mod shared {
-    use std::sync::Arc;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(super) fn serialize<T: Serialize, S: Serializer>(value: &Arc<T>, to: S) -> Result<S::Ok, S::Error> {
-        value.as_ref().serialize(to)
-    }
-
-    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Arc<T>, D::Error> {
-        T::deserialize(from).map(Arc::new)
-    }
 }
 
 /// Why a node does not take a plan.
@@ -65,7 +49,10 @@ pub enum PlanRefused {
         known: String,
     },
     /// Older than what is applied.
-    #[error("the plan has generation {found}, generation {applied} is applied already")]
+    #[error(
+        "the plan has generation {found}, generation {applied} is applied already; if the controller's store was put back from a copy: \
+         `bulkhead adopt`"
+    )]
     Older {
         /// The plan's generation.
         found: u64,

@@ -1,6 +1,8 @@
 //! The allowlist in force: what people approved. Only allows; the single deny is a quarantine.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod rules;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -9,6 +11,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::rules::Rules;
 use crate::guardrail::Guardrail;
 use crate::segment::Segment;
 use crate::service::{Ports, Service};
@@ -147,20 +150,20 @@ pub struct WorkloadPolicy {
     pub workload: Workload,
     /// Who may reach it.
     #[serde(default)]
-    pub ingress: BTreeSet<Rule>,
+    pub ingress: Rules,
     /// Whom it may reach.
     #[serde(default)]
-    pub egress: BTreeSet<Rule>,
+    pub egress: Rules,
 }
 
 impl WorkloadPolicy {
     /// An approved policy without a rule: nothing but what is always allowed.
     pub fn empty(workload: Workload) -> Self {
-        Self { workload, ingress: BTreeSet::new(), egress: BTreeSet::new() }
+        Self { workload, ingress: Rules::default(), egress: Rules::default() }
     }
 
     /// The rules of one side.
-    pub fn rules(&self, direction: Direction) -> &BTreeSet<Rule> {
+    pub fn rules(&self, direction: Direction) -> &Rules {
         match direction {
             Direction::Ingress => &self.ingress,
             Direction::Egress => &self.egress,
@@ -217,7 +220,7 @@ impl WorkloadPolicy {
     }
 
     /// The rules of one side, to change.
-    pub fn rules_mut(&mut self, direction: Direction) -> &mut BTreeSet<Rule> {
+    pub fn rules_mut(&mut self, direction: Direction) -> &mut Rules {
         match direction {
             Direction::Ingress => &mut self.ingress,
             Direction::Egress => &mut self.egress,

@@ -199,7 +199,8 @@ mod tests {
         set.segments.insert("shop".into(), segment);
         let rule = |peer: &str| Rule { peer: Peer::Workload(workload(peer)), ports: Service::tcp(5432).into(), until: None };
         let mut add = |name: &str, ingress: BTreeSet<Rule>, egress: BTreeSet<Rule>| {
-            set.policies.insert(workload(name), WorkloadPolicy { workload: workload(name), ingress, egress });
+            set.policies
+                .insert(workload(name), WorkloadPolicy { workload: workload(name), ingress: ingress.into(), egress: egress.into() });
         };
         add("web", BTreeSet::new(), [rule("db")].into());
         add("db", [rule("web")].into(), BTreeSet::new());

@@ -1,6 +1,6 @@
 //! What a node says of itself: which network is enforced, which is not and why, what was lost, what was found and repaired.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -125,6 +125,9 @@ pub struct NodeStatus {
     pub forwarders: Vec<String>,
     /// Enforced networks that would be open while the agent is dead, were they made anew just then: which, and why.
     pub contested: Vec<String>,
+    /// Workloads in Enforce that may send frames of any content and form ([`crate::inventory::Container::raw`]), where the kernel cannot
+    /// look at checksums that are yet to be written: two bytes of a packet of theirs can change behind the filter.
+    pub raw: BTreeSet<Workload>,
     /// What the node's kernel lacks to confine the agent.
     pub unconfined: Vec<String>,
 }

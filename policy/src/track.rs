@@ -92,6 +92,11 @@ impl Tracker {
         self.open.len()
     }
 
+    /// Which ones, by their places in the kernel's table, in no order.
+    pub fn followed(&self) -> impl Iterator<Item = EntryKey> + '_ {
+        self.open.keys()
+    }
+
     /// Folds in messages of the kernel, read at `now`.
     ///
     /// # Why not one by one
@@ -242,6 +247,11 @@ impl Tracker {
             open.missing < 2
         };
         self.open.retain(stays, out);
+        self.forget(now, out);
+    }
+
+    /// Forgets what is too long past.
+    pub fn forget(&mut self, now: Timestamp, out: &mut Vec<Sight>) {
         self.open.forget(now.into(), out);
         self.silent.forget(now.into());
     }

@@ -89,7 +89,10 @@ impl FromStr for Workload {
         // Characters that the printed forms of edges and peers use as separators, or that break a terminal.
         let clean =
             |s: &str| !s.is_empty() && !s.contains(['/', ':', '(', ')']) && !s.contains(|c: char| c.is_whitespace() || c.is_control());
+        // By itself it stands for a peer, and there it would be read as a network.
+        let is_a_network = || text.parse::<ipnet::IpNet>().is_ok();
         match text.split_once('/') {
+            Some(_) if is_a_network() => Err(wrong()),
             None if clean(text) => Ok(Self::new("", text)),
             Some((namespace, name)) if clean(namespace) && clean(name) => Ok(Self::new(namespace, name)),
             Some(_) | None => Err(wrong()),

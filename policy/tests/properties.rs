@@ -178,3 +178,20 @@ fn property_11_learn_then_enforce_then_replay_what_was_accepted_no_denials_and_a
         }
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn every_name_of_a_workload_is_read_back_as_the_peer_that_it_is(
+        text in proptest::prop_oneof![
+            "[!-~]{1,12}",
+            "[a-z0-9.:]{1,9}/[a-z0-9.]{1,4}",
+            "[0-9]{1,3}[.][0-9]{1,3}[.][0-9]{1,3}[.][0-9]{1,3}/[0-9]{1,2}",
+            "(host|outside|10[.]0[.]0[.]0)(:|/)?[0-9]{0,2}",
+        ]
+    ) {
+        if let Ok(workload) = text.parse::<Workload>() {
+            let peer = policy::policy_set::Peer::Workload(workload);
+            proptest::prop_assert_eq!(peer.to_string().parse(), Ok(peer));
+        }
+    }
+}

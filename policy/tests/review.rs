@@ -254,6 +254,14 @@ fn reverting_to_no_policy_is_refused_under_enforce() {
 }
 
 #[test]
+fn a_policy_of_a_name_that_nobody_runs_under_is_taken_away_under_enforce_too() {
+    let town = town();
+    let before = with_segment(Mode::Enforce);
+    let set = edit(&before, WorkloadPolicy::empty(workload("shop/dbb")), &known(&town)).unwrap().set;
+    assert_eq!(revert(&set, &workload("shop/dbb"), None, &networks(&town), at(0)).unwrap().set, before);
+}
+
+#[test]
 fn to_enforce_is_refused_while_a_running_workload_has_no_approved_policy_unless_it_is_named() {
     let town = town();
     let set = edit(&with_segment(Mode::Audit), WorkloadPolicy::empty(workload("shop/web")), &known(&town)).unwrap().set;

@@ -14,9 +14,12 @@ use policy::{Mode, PolicySet, Segment, Selector, Service, Workload, WorkloadPoli
 use crate::figures::{Table, grouped, time};
 use crate::process::{megabytes, shared, used};
 use crate::station::Station;
+use crate::told::{SERVICES, Told};
 
-/// Containers that run at the same time, and services that they are of.
+/// Containers that run at the same time.
 const TOGETHER: usize = 50;
+/// Between two starts after the burst: as many in the ten minutes for which who held an address is remembered as the burst had.
+const STEADY: Duration = Duration::from_millis(120);
 
 fn address(n: usize) -> Ipv4Addr {
     Ipv4Addr::from(0x0a01_0400 + (n % 4096) as u32)
@@ -68,7 +71,7 @@ pub(crate) fn run(short: bool) {
         engine.fill((0..TOGETHER).map(|n| (n, address(n))));
         TOGETHER
     });
-    station.plan(1, set(starts + TOGETHER));
+    station.plan(1, set(SERVICES));
     let state = |station: &Station| {
         let (pid, now) = (station.pid(), used(station.pid()));
         (elements(&host), descriptors(pid), shared(pid), now.cpu)
@@ -78,13 +81,16 @@ pub(crate) fn run(short: bool) {
     table.row(["0".to_owned(), String::new(), first.0.to_string(), first.1.to_string(), megabytes(first.2), String::new()]);
     let mut running: VecDeque<usize> = (0..TOGETHER).collect();
     let mut next = TOGETHER;
+    let mut one_more = |engine: &Told| {
+        engine.end(running.pop_front().expect("some run"));
+        engine.begin(next, address(next));
+        running.push_back(next);
+        next += 1;
+    };
     let (mut begun, mut last) = (Instant::now(), first);
     for part in 1..=5 {
         for _ in 0..starts / 5 {
-            station.engine.end(running.pop_front().expect("some run"));
-            station.engine.begin(next, address(next));
-            running.push_back(next);
-            next += 1;
+            one_more(&station.engine);
             // As fast as an engine can, and a little faster.
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -106,9 +112,29 @@ pub(crate) fn run(short: bool) {
     if short {
         return;
     }
-    // Who held an address is remembered for ten minutes, looked through each minute; a good minute for the memory to go back.
-    let later = Duration::from_secs(policy::lease::KEPT.as_secs().unsigned_abs() + 420);
-    std::thread::sleep(later);
-    let now = state(&station);
-    println!("\n{} minutes later: {} elements, {} descriptors, {}", later.as_secs() / 60, now.0, now.1, megabytes(now.2));
+    // Who held an address is remembered for ten minutes: from then on as many come as are forgotten, and memory must not grow.
+    let mut table =
+        Table::new(&["minutes after", "started and stopped", "elements in the kernel", "descriptors", "memory (PSS)", "CPU, each"]);
+    let mut more = 0;
+    last = state(&station);
+    for minutes in (3..=36).step_by(3) {
+        let (begun, before) = (Instant::now(), more);
+        while begun.elapsed() < Duration::from_secs(180) {
+            one_more(&station.engine);
+            more += 1;
+            std::thread::sleep(STEADY);
+        }
+        let now = state(&station);
+        table.row([
+            minutes.to_string(),
+            grouped((starts + more) as f64),
+            now.0.to_string(),
+            now.1.to_string(),
+            megabytes(now.2),
+            time((now.3 - last.3).as_secs_f64() / (more - before) as f64),
+        ]);
+        last = now;
+    }
+    println!();
+    table.print();
 }

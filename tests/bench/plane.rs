@@ -1,12 +1,13 @@
 //! The data plane: what packets between two containers of one bridge pay, side by side with what a user would have otherwise.
 
 use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lab::{Bridge, Member, Netns};
-use node_agent::enforce::{Enforcer, Nftables};
+use node_agent::enforce::{Enforcer, Nftables, sums};
 use node_agent::inventory::Snapshot;
 use node_agent::observe::{Observer, Options};
 use policy::Mode;
@@ -27,6 +28,8 @@ enum Filter {
     Conntrack,
     /// Ours with so many pairs, all guards on.
     Ours(usize),
+    /// The same without the program that looks at sums: what that costs.
+    Unsummed(usize),
     /// The same with the agent's observer listening.
     Observed(usize),
     /// iptables: established first, then so many rules one after the other, the right ones last.
@@ -39,14 +42,22 @@ impl Filter {
             Self::Plain => "plain bridge".to_owned(),
             Self::Conntrack => "conntrack only".to_owned(),
             Self::Ours(pairs) => format!("ours, {} rules", grouped(pairs as f64)),
+            Self::Unsummed(pairs) => format!("ours, {} rules, no look at sums", grouped(pairs as f64)),
             Self::Observed(pairs) => format!("ours, {} rules, observed", grouped(pairs as f64)),
             Self::Linear(rules) => format!("iptables, {} rules in a line", grouped(rules as f64)),
         }
     }
 }
 
-const ALL: [Filter; 6] =
-    [Filter::Conntrack, Filter::Plain, Filter::Ours(10), Filter::Ours(10_000), Filter::Observed(10), Filter::Linear(1_000)];
+const ALL: [Filter; 7] = [
+    Filter::Conntrack,
+    Filter::Plain,
+    Filter::Ours(10),
+    Filter::Ours(10_000),
+    Filter::Unsummed(10),
+    Filter::Observed(10),
+    Filter::Linear(1_000),
+];
 
 /// Rounds and the time of each measurement in one.
 pub(crate) struct Effort {
@@ -57,6 +68,8 @@ pub(crate) struct Effort {
 struct Held {
     /// Kept for what their drop takes away.
     _enforcer: Option<Nftables>,
+    /// What looks at sums that are yet to be written, where the kernel takes it.
+    _sums: Option<Vec<OwnedFd>>,
     _observer: Option<(Observer, watch::Sender<Arc<Snapshot>>, std::thread::JoinHandle<()>)>,
 }
 
@@ -71,14 +84,14 @@ fn filler(count: usize) -> impl Iterator<Item = Pair> {
 }
 
 fn set_up(filter: Filter, host: &Netns, bridge: &Bridge<'_>, client: &Member, server: &Member) -> Held {
-    let mut held = Held { _enforcer: None, _observer: None };
+    let mut held = Held { _enforcer: None, _sums: None, _observer: None };
     bridge.set_nf_call(filter != Filter::Plain);
     match filter {
         Filter::Plain => {}
         Filter::Conntrack => {
             host.nft("add table inet tracked; add chain inet tracked forward { type filter hook forward priority 0; }; add rule inet tracked forward ct state invalid accept");
         }
-        Filter::Ours(pairs) | Filter::Observed(pairs) => {
+        Filter::Ours(pairs) | Filter::Unsummed(pairs) | Filter::Observed(pairs) => {
             let inventory = stage::inventory(&[(bridge, &[("client", client), ("server", server)])]);
             let mut policy = Policy::default().mode(Mode::Enforce, &["client", "server"]);
             for (protocol, port) in PORTS {
@@ -91,6 +104,9 @@ fn set_up(filter: Filter, host: &Netns, bridge: &Bridge<'_>, client: &Member, se
             stage::apply(&mut enforcer, &ruleset);
             assert_eq!(enforcer.verify().expect("a kernel that answers"), vec![]);
             held._enforcer = Some(enforcer);
+            if !matches!(filter, Filter::Unsummed(_)) {
+                held._sums = host.run(|| sums::keep_out().ok());
+            }
             if matches!(filter, Filter::Observed(_)) {
                 let snapshot = Arc::new(Snapshot { inventory: inventory.into(), ..Snapshot::default() });
                 let (keep, snapshots) = watch::channel(snapshot);

@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 const PROJECT: &str = "made";
 const NETWORK: &str = "made_default";
 
+/// So many services there are at most: a container beyond is of one that had containers before.
+pub(crate) const SERVICES: usize = 5_050;
+
 /// The engine's id of the nth container.
 pub(crate) fn id(n: usize) -> String {
     format!("{n:064x}")
@@ -141,7 +144,8 @@ impl State {
             ["containers", "json"] => {
                 let asked = |id: &String| !query.contains("id") || query.contains(id.as_str());
                 let summary = |(id, (n, _)): (&String, &(usize, Ipv4Addr))| {
-                    let labels = json!({ "com.docker.compose.project": PROJECT, "com.docker.compose.service": format!("s{n}") });
+                    let labels =
+                        json!({ "com.docker.compose.project": PROJECT, "com.docker.compose.service": format!("s{}", n % SERVICES) });
                     json!({ "Id": id, "Names": [format!("/made-{n}")], "Image": "made-up", "State": "running", "Labels": labels,
                         "HostConfig": { "NetworkMode": NETWORK } })
                 };

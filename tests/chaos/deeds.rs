@@ -151,12 +151,7 @@ impl Scene<'_> {
 
     /// Until all processes are back, the plan in force is the latest, and the network is called enforced.
     pub(crate) fn healed(&self) {
-        eventually(HEALED_WITHIN, || {
-            let out = self.host.try_bulkhead(["status"]);
-            let text = String::from_utf8_lossy(&out.stdout).into_owned();
-            let well = text.contains("connected") && text.contains("plan in force") && !text.contains("is not followed");
-            if well { Ok(()) } else { Err(format!("{text}{}", String::from_utf8_lossy(&out.stderr))) }
-        });
+        eventually(HEALED_WITHIN, || self.host.is_in_force());
     }
 
     fn alarms(&self) -> Vec<String> {
@@ -321,7 +316,7 @@ impl Scene<'_> {
             Deed::ChangePlan => self.plan_changes(dice),
             Deed::AuditAndBack => self.open_and_back("audit"),
             Deed::LearnAndBack => self.open_and_back("learn"),
-            Deed::Revoke => self.revoke(&["revert", "cache"], &self.allow_cache(), || ()),
+            Deed::Revoke => self.revoke(&["revert", "cache", "--yes"], &self.allow_cache(), || ()),
             Deed::Quarantine => self.revoke(&["quarantine", "cache"], &["release", "cache"], || ()),
             Deed::KillAgentInARevocation => {
                 let late = dice.milliseconds(30);

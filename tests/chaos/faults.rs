@@ -62,10 +62,7 @@ impl<'e> Stage<'e> {
     }
 
     fn in_force(&self) {
-        eventually(PATIENCE, || {
-            let status = self.host.bulkhead(["status"]);
-            if status.contains("connected") && status.contains("plan in force") { Ok(()) } else { Err(status) }
-        });
+        eventually(PATIENCE, || self.host.is_in_force());
     }
 }
 
@@ -73,6 +70,8 @@ fn signal(up: &Process, words: &str, signal: Signal) {
     let pid = child(up, words).unwrap_or_else(|| panic!("no {words}"));
     kill(Pid::from_raw(pid), signal).unwrap();
 }
+
+const AGENT: &str = "bulkhead-agent run";
 
 /// A file system of one megabyte that can be filled, below the engine's folder and so removed with it.
 struct SmallDisk(std::path::PathBuf);
@@ -124,7 +123,7 @@ fn a_full_disk_keeps_the_plan_in_force_lets_a_quarantine_act_and_loses_no_decisi
     let engine = needs_engine!();
     let host = Host::on(&engine);
     let agents = SmallDisk::at(&host.state_dir.join("agent"), None);
-    let _up = host.up();
+    let up = host.up();
     let stage = Stage::set(&engine, &host);
     agents.fill();
     // A new container, and a change: both act, and the status says what is not on disk.
@@ -136,6 +135,16 @@ fn a_full_disk_keeps_the_plan_in_force_lets_a_quarantine_act_and_loses_no_decisi
         let status = host.bulkhead(["status"]);
         if status.contains("not on disk") { Ok(()) } else { Err(status) }
     });
+    // Killed with that disk it comes back all the same, gets what it could not keep, and binds who comes.
+    let killed = child(&up, AGENT);
+    signal(&up, AGENT, Signal::SIGKILL);
+    eventually(PATIENCE, || match child(&up, AGENT) {
+        Some(pid) if Some(pid) != killed => Ok(()),
+        found => Err(format!("the agent is {found:?}")),
+    });
+    stage.in_force();
+    engine.docker(["restart", "-t", "0", "web"]);
+    assert!(!stage.reaches("web", Duration::from_millis(300)), "its quarantine");
     host.bulkhead(["release", "web"]);
     eventually(PATIENCE, || stage.holds());
     agents.clear();

@@ -28,6 +28,7 @@ fn the_command_line_says_what_it_does_not_understand() {
         ("quarantine a:b", "is not a workload"),
         ("export --format cilium", "possible values"),
         ("approve", "required"),
+        ("up --node=", "a value is required"),
     ] {
         let ran = desk.run(words);
         assert!(ran.err.contains(said), "{words}: {}", ran.err);
@@ -156,6 +157,8 @@ fn unknown_names_are_exit_code_4_with_what_is_known() {
         "get suggestions shop/nobody",
         "get policies shop/nobody -o yaml",
         "get workloads shop/nobody",
+        "flows --from shop/nobody",
+        "flows -f --to nobody/",
         "diff shop/nobody",
         "mode nothing audit",
         "audit --segment nothing",
@@ -164,6 +167,26 @@ fn unknown_names_are_exit_code_4_with_what_is_known() {
         let ran = desk.run(words);
         assert_eq!(ran.code, 4, "{words}: {}{}", ran.out, ran.err);
         assert!(ran.err.lines().count() >= 2, "{words} tells the next step: {}", ran.err);
+    }
+}
+
+#[test]
+fn a_usage_line_asks_for_no_more_than_is_needed() {
+    // The desk names both folders by the environment.
+    let error = Desk::empty().run("approve").failed(2);
+    assert!(error.contains("Usage: bulkhead approve <WORKLOAD>") && !error.contains("--state-dir <DIR>"), "{error}");
+}
+
+#[test]
+fn a_slip_in_a_name_is_asked_about() {
+    let desk = Desk::new();
+    let _node = Node::with_shop(&desk);
+    for words in ["describe suggestion shop/wroker", "flows --from shop/wroker", "graph --workload shop/wrker"] {
+        let error = desk.run(words).failed(4);
+        assert!(error.contains("Did you mean shop/worker?"), "{words}: {error}");
+    }
+    for end in ["shop/web", "shop/", "web", "host:", "outside:", "outside:192.0.2.0/24", "unknown:"] {
+        desk.args(&["flows", "--from", end]).done();
     }
 }
 

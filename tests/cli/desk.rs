@@ -372,6 +372,7 @@ pub(crate) fn container(workload: &str, number: u8, networks: &[&str]) -> Contai
         resolvers: Vec::new(),
         members: Vec::new(),
         unmanaged: BTreeSet::new(),
+        raw: false,
     }
 }
 

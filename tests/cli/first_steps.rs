@@ -55,11 +55,28 @@ fn status_says_so_while_the_engine_has_not_answered() {
     desk.until("status -o json", |status| status["nodes"].as_array().unwrap().len() == 1);
     let status = desk.run("status").done();
     assert!(status.contains("the engine has not answered") && status.contains("bulkhead check"), "{status}");
+    for words in ["get workloads", "get networks", "segment list"] {
+        let said = desk.run(words).err;
+        assert!(said.contains("The engine has not answered yet") && said.contains("bulkhead check"), "{words}: {said}");
+    }
     node.stop();
     let desk = Desk::new();
     let _node = Node::with_shop(&desk);
     let status = desk.run("status").done();
     assert!(!status.contains("has not answered"), "{status}");
+}
+
+#[test]
+fn an_empty_list_says_whether_anything_is_known() {
+    let desk = Desk::new();
+    assert!(desk.run("get workloads").err.contains("No agent has reported yet"));
+    let mut node = Node::connect(&desk, "node1", policy::Inventory::default());
+    node.status = crate::desk::status();
+    node.report();
+    desk.until("status -o json", |status| status["nodes"][0]["status"]["version"] == "0.1.0");
+    assert_eq!(desk.run("get workloads").err.trim_end(), "No workload runs.");
+    let error = desk.run("get policies shop/db").failed(4);
+    assert!(error.contains("There is no policy yet. `bulkhead get suggestions`"), "{error}");
 }
 
 #[test]
@@ -83,4 +100,27 @@ fn approving_one_says_what_waits_for_the_other_side() {
     node.saw(&desk, &usual());
     let said = desk.approve("shop/db");
     assert!(said.contains("one side only") && said.contains("egress of shop/web is not"), "{said}");
+}
+
+#[test]
+fn status_says_who_can_resolve_names_outside() {
+    let under = |change: fn(&mut policy::inventory::Container)| {
+        let desk = Desk::new();
+        let mut inventory = crate::desk::shop();
+        inventory.containers.values_mut().for_each(change);
+        let node = Node::connect(&desk, "node1", inventory);
+        node.report();
+        desk.until("get workloads -o json", |found| found.as_array().unwrap().len() == 3);
+        desk.run("status").done()
+    };
+    let from_host = under(|_| {});
+    assert!(from_host.contains("from the host, where no policy applies, so every workload can resolve them"), "{from_host}");
+    let by_rule = under(|container| container.resolvers = vec!["203.0.113.53".parse().unwrap()]);
+    assert!(by_rule.contains("if the rule to its name server is in force") && !by_rule.contains("the host"), "{by_rule}");
+    let both = under(|container| {
+        if container.workload.name() == "db" {
+            container.resolvers = vec!["203.0.113.53".parse().unwrap()];
+        }
+    });
+    assert!(both.contains("is in force") && both.contains("asks from the host for it"), "{both}");
 }

@@ -128,3 +128,13 @@ fn what_is_in_force_when_a_guardrail_comes_is_listed_and_not_cut() {
     node.saw(&desk, &[edge("shop/web", "shop/worker", "tcp/9000", 5)]);
     desk.approve("shop/web");
 }
+
+#[test]
+fn a_guardrail_that_is_not_understood_is_told_what_one_looks_like() {
+    let desk = Desk::new();
+    let file = desk.file("never.yaml", &guardrail("nobody-in", "outside:0.0.0.0/0", "project:shop").replace("anyOf", "anyof"));
+    let error = desk.args(&["apply", "-f", &file]).failed(2);
+    assert!(error.contains("crds/README.md shows what a Guardrail looks like") && !error.contains("get policies"), "{error}");
+    let file = desk.file("other.yaml", "apiVersion: bulkhead.dev/v1alpha1\nkind: Wall\n");
+    assert!(desk.args(&["apply", "-f", &file]).failed(2).contains("one of each kind"));
+}

@@ -11,3 +11,4 @@ mod guardrails;
 mod modes;
 mod objects;
 mod review;
+mod yaml;

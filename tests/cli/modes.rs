@@ -5,7 +5,7 @@ use policy::evaluate::Verdict;
 use policy::status::{Ended, Preview};
 use policy::{Connection, EdgeKey, Health, Mode, Scene, Workload, evaluate};
 
-use crate::desk::{Desk, Node, container, denied, edge, edge_at, end, eventually, find, usual};
+use crate::desk::{Desk, Node, container, denied, edge, edge_at, end, eventually, find, ran, usual};
 
 /// A shop with everything approved.
 fn approved() -> (Desk, Node) {
@@ -119,6 +119,54 @@ fn an_apply_that_cuts_says_beforehand_what_it_would_deny_and_end_as_a_switch_doe
     let wider = desk.file("wider.yaml", &policy.replace("tcp/5432", "tcp/5432-5433"));
     let said = desk.args(&["apply", "-f", &wider]).done();
     assert!(said.contains("+ ingress shop/web tcp/5432-5433"), "{said}");
+}
+
+#[test]
+fn an_edit_or_a_revert_that_cuts_under_enforce_says_so_and_asks() {
+    let (desk, node) = approved();
+    let edit = |flags: &[&str], script: &str| {
+        let mut command = desk.command();
+        ran(command.env("EDITOR", script).env("TMPDIR", desk.dir.path()).args(["edit", "shop/db"]).args(flags))
+    };
+    // Nothing is enforced: what is different is told, and nobody is asked.
+    let said = edit(&[], "sed -i s,tcp/5432,tcp/5432-5433,").done();
+    assert!(said.contains("policy shop/db: + ingress shop/web tcp/5432-5433") && said.contains("Recorded as decision 4"), "{said}");
+    desk.run("mode shop enforce --yes").done();
+    node.plan(5);
+
+    let ends = |edge: &EdgeKey| {
+        let ended = Ended { edge: edge.clone(), connections: 2, examples: Vec::new(), reason: "no rule".to_owned() };
+        *node.preview.lock().unwrap() = Preview { ended: vec![ended], unlearned: Vec::new() };
+    };
+    ends(&EdgeKey { from: end("shop/web"), to: end("shop/db"), service: "tcp/5432".parse().unwrap(), direction_known: true });
+    let cuts = "sed -i s,tcp/5432-5433,tcp/6000,";
+    let asked = edit(&[], cuts);
+    for part in [
+        "policy shop/db: - ingress shop/web tcp/5432-5433",
+        "policy shop/db: + ingress shop/web tcp/6000",
+        "shop/web -> shop/db tcp/5432",
+        "2 established connections would end",
+    ] {
+        assert!(asked.out.contains(part), "{part}: {}", asked.out);
+    }
+    let error = asked.failed(3);
+    assert!(error.contains("not confirmed") && error.contains("--yes") && error.contains("Your text is kept in"), "{error}");
+    assert_eq!(node.generations().last(), Some(&5), "nothing was changed");
+    let said = edit(&["--yes"], cuts).done();
+    assert_eq!(said.matches("+ ingress shop/web tcp/6000").count(), 1, "told once: {said}");
+    assert!(said.contains("Recorded as decision 6"), "{said}");
+
+    // Back to what is wider cuts nothing, and back from there does.
+    *node.preview.lock().unwrap() = Preview::default();
+    let said = desk.run("revert shop/db").done();
+    assert!(said.contains("+ ingress shop/web tcp/5432-5433") && said.contains("revision 2 is in force again"), "{said}");
+    let asked = desk.run("revert shop/db --to 3");
+    assert!(asked.out.contains("- ingress shop/web tcp/5432-5433") && asked.out.contains("1 edge would be denied"), "{}", asked.out);
+    assert!(!asked.out.contains("in force again"), "{}", asked.out);
+    asked.failed(3);
+    assert_eq!(node.generations().last(), Some(&7), "nothing was changed");
+    assert!(desk.run("revert shop/db --to 3 --yes").done().contains("revision 3 is in force again"));
+    assert!(desk.run("revert shop/db --to 3").done().contains("Nothing is different"));
 }
 
 #[test]
@@ -275,6 +323,50 @@ fn members_are_resolved_by_what_runs_and_never_slip_under_enforce() {
     desk.run("segment remove shop/db").failed(4);
     desk.run("segment remove network:shop_front").done();
     assert!(!desk.run("segment list").done().contains("back"));
+}
+
+#[test]
+fn who_comes_under_enforce_as_a_member_is_foreseen_and_asked_for_as_with_a_switch() {
+    let (desk, node) = approved();
+    // In use, and not approved.
+    node.saw(&desk, &[edge("shop/worker", "shop/db", "tcp/6379", 3)]);
+    desk.run("segment add --segment back shop/web").done();
+    desk.run("mode back enforce --yes").done();
+    let before = desk.run("get segments -o json").json();
+    let asked = desk.run("segment add --segment back shop/db");
+    assert!(asked.out.contains("shop/worker -> shop/db tcp/6379"), "{}", asked.out);
+    let error = asked.failed(3);
+    assert!(error.contains("not confirmed") && error.contains("--yes"), "{error}");
+    assert_eq!(desk.run("get segments -o json").json(), before);
+    desk.run("segment add --segment back shop/db --yes").done();
+    assert_ne!(desk.run("get segments -o json").json(), before);
+    // Out of it again: nothing is cut, and nobody is asked.
+    desk.run("segment remove --segment back shop/db").done();
+}
+
+#[test]
+fn what_was_asked_for_is_done_though_nobody_reads_the_output_to_its_end() {
+    let (desk, node) = approved();
+    node.saw(&desk, &[edge("shop/worker", "shop/db", "tcp/6379", 3)]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = desk.command();
+    let status = command.args(["mode", "shop", "enforce", "--yes"]).stdout(writer).status().unwrap();
+    assert!(status.success());
+    assert_eq!(mode_of(&desk, "shop"), "Enforce");
+}
+
+#[test]
+fn a_store_that_was_put_back_from_a_copy_is_newer_than_all_nodes_once_it_adopts() {
+    let (desk, mut node) = approved();
+    // It has a newer plan than the store says.
+    (node.status.store, node.status.generation) = (node.plan(3).store, 20);
+    node.report();
+    desk.until("status -o json", |status| status.to_string().contains("\"generation\":20"));
+    desk.run("adopt --yes").done();
+    let decisions = desk.run("get decisions -o json").json();
+    assert_eq!(find(&decisions, "action", "adopt")["generation"], 21);
+    assert_eq!(node.plan(21).generation, 21);
 }
 
 #[test]

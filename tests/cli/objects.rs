@@ -17,6 +17,33 @@ fn furnished() -> (Desk, Node) {
 }
 
 #[test]
+fn a_mistyped_policy_is_remarked_and_can_be_taken_out_while_its_segment_enforces() {
+    let desk = Desk::new();
+    let node = Node::with_shop(&desk);
+    node.saw(&desk, &usual());
+    for workload in ["shop/web", "shop/db", "shop/worker"] {
+        desk.approve(workload);
+    }
+    desk.run("mode shop enforce --yes").done();
+    let right = desk.run("get policies shop/db -o yaml").done();
+    let file = desk.file("mistyped.yaml", &right.replace("db\n", "dbb\n"));
+    for words in [&["apply", "--dry-run", "-f", &file][..], &["apply", "-f", &file]] {
+        let said = desk.args(words).done();
+        for words in ["no workload shop/dbb was ever seen here", "bulkhead revert shop/dbb --to 0", "Did you mean shop/db?"] {
+            assert!(said.contains(words), "{words}: {said}");
+        }
+    }
+    let said = desk.run("revert shop/dbb --to 0").done();
+    assert!(said.contains("should one of that name come, all of its traffic is denied"), "{said}");
+    desk.run("get policies shop/dbb").failed(4);
+    // One that runs would lose all of its traffic.
+    let error = desk.run("revert shop/db --to 0 --yes").failed(3);
+    assert!(error.contains("shop/db is in Enforce"), "{error}");
+    let again = desk.file("right.yaml", &right.replace("tcp/5432", "tcp/5432-5433"));
+    assert!(!desk.args(&["apply", "-f", &again]).done().contains("was ever seen"), "it runs");
+}
+
+#[test]
 fn an_export_is_read_back_without_loss() {
     let (desk, node) = furnished();
     let exported = desk.run("export").done();
@@ -53,6 +80,47 @@ fn an_export_goes_into_one_file_an_object() {
         let file = file.unwrap().path();
         assert!(desk.args(&["apply", "--dry-run", "-f", file.to_str().unwrap()]).done().contains("Nothing is different"));
     }
+}
+
+#[test]
+fn a_folder_of_an_export_is_applied_as_one_decision() {
+    let (desk, _node) = furnished();
+    let folder = desk.path("out");
+    let folder = folder.to_str().unwrap();
+    desk.args(&["export", "-d", folder]).done();
+    let other = Desk::new();
+    other.args(&["apply", "-f", folder]).done();
+    assert_eq!(other.run("export").done(), desk.run("export").done());
+    assert_eq!(other.run("get decisions -o json").json().as_array().unwrap().len(), 1);
+    // JSON too; what is neither is not looked at, nor are folders in it.
+    desk.file("out/notes.txt", "not a document");
+    desk.file("out/none.yml", "# nothing\n");
+    std::fs::create_dir(desk.path("out/more.yaml")).unwrap();
+    desk.file("out/zz.json", &desk.run("get guardrails -o json").done());
+    assert!(desk.args(&["apply", "-f", folder]).done().contains("Nothing is different"));
+}
+
+#[test]
+fn an_error_in_a_folder_names_the_file_and_nothing_is_changed() {
+    let (desk, node) = furnished();
+    let before = node.generations();
+    std::fs::create_dir(desk.path("in")).unwrap();
+    let folder = desk.path("in");
+    let folder = folder.to_str().unwrap();
+    let apply = || desk.args(&["apply", "-f", folder]).failed(2);
+    let error = apply();
+    assert!(error.contains("no .yaml, .yml or .json file") && error.contains("export -d"), "{error}");
+    let policy = desk.run("get policies shop/db -o yaml").done();
+    desk.file("in/1.yaml", &policy.replace("tcp/5432", "tcp/5433"));
+    desk.file("in/2.yaml", &policy.replace("tcp/5432", "tcp/99999"));
+    let error = apply();
+    assert!(error.contains("in/2.yaml: line") && error.contains("tcp/99999"), "{error}");
+    desk.file("in/2.yaml", &policy);
+    let error = apply();
+    assert!(error.contains("in/2.yaml: WorkloadPolicy shop/db is in") && error.contains("in/1.yaml too"), "{error}");
+    assert_eq!(node.generations(), before);
+    let error = desk.args(&["apply", "-f", "/nowhere"]).failed(1);
+    assert!(error.contains("/nowhere") && error.contains("Name a file or a folder"), "{error}");
 }
 
 #[test]

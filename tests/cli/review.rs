@@ -179,7 +179,10 @@ fn a_policy_goes_back_to_an_earlier_revision() {
     desk.run("revert shop/db").done();
     assert_eq!(desk.run("get policies shop/db -o yaml").done(), first);
     desk.run("revert shop/db --to 99").failed(4);
-    desk.run("revert shop/worker --to 0").done();
+    let said = desk.run("revert shop/worker --to 0").done();
+    assert!(said.contains("shop/worker has no policy any more.") && !said.contains("in force again"), "{said}");
+    let said = desk.run("revert shop/worker --to 0").done();
+    assert_eq!(said.trim(), "Nothing is different.");
     desk.run("get policies shop/worker").failed(4);
     desk.run("revert shop/nobody").failed(4);
 }
@@ -212,8 +215,8 @@ fn deciding_twice_is_deciding_once() {
     let desk = Desk::new();
     let node = Node::with_shop(&desk);
     node.saw(&desk, &usual());
-    desk.approve("shop/db");
-    desk.approve("shop/db");
+    assert!(!desk.approve("shop/db").contains("Nothing is different"));
+    assert!(desk.approve("shop/db").starts_with("Nothing is different.\n"), "and what is in force is told once more");
     desk.run("quarantine shop/db").done();
     desk.run("quarantine shop/db").done();
     node.plan(2);

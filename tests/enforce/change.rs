@@ -213,3 +213,25 @@ fn a_change_finds_what_somebody_took_away_and_a_bridge_that_was_made_anew() {
         is_whole(&mut enforcer, &ruleset).unwrap_or_else(|error| panic!("{trouble}: {error}"));
     }
 }
+
+#[test]
+fn a_port_under_another_name_keeps_what_is_its() {
+    needs_root!();
+    let host = host();
+    host.ip("link add p1 type veth peer name q1");
+    host.ip("link set p1 master br0");
+    let pin = Pin { bridge: "br0".into(), mac: [2, 0, 0, 0, 0, 1], addresses: [address("10.0.0.1"), address("fd00::1")].into() };
+    let named =
+        |name: &str| Ruleset { bridges: ["br0".into()].into(), pins: [(name.to_owned(), pin.clone())].into(), ..Ruleset::default() };
+    let mut enforcer = enforcer(&host);
+    let mut ruleset = named("p1");
+    enforcer.apply(&ruleset).unwrap();
+    // Before and behind the other one in the order of names.
+    for (from, to) in [("p1", "a1"), ("a1", "z1"), ("z1", "p1")] {
+        host.ip(&format!("link set {from} name {to}"));
+        let next = named(to);
+        enforcer.change(&next, &Change::between(&ruleset, &next)).unwrap_or_else(|error| panic!("{to}: {}", chain(&error)));
+        ruleset = next;
+        is_whole(&mut enforcer, &ruleset).unwrap_or_else(|error| panic!("{to}: {error}"));
+    }
+}

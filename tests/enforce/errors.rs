@@ -10,7 +10,7 @@ use policy::Mode;
 use crate::stage::{Policy, apply, enforcer, inventory};
 
 /// An ICMP message of this type and code that quotes a packet.
-fn quoting(from: IpAddr, to: IpAddr, kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
+pub(crate) fn quoting(from: IpAddr, to: IpAddr, kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
     let mut body = [&[kind, code, 0, 0, 0, 0, 0, 0][..], &quoted[..quoted.len().min(68)]].concat();
     let protocol = match (from, to) {
         (IpAddr::V4(_), _) => {

@@ -24,13 +24,10 @@ const EVERYBODYS: &str =
 
 const BEHIND: &str = "a second packet shows it: `who_may_answer_asks_nothing_behind_an_answer`";
 
+const AUTHENTICATED: &str = "a second packet shows it: `who_may_send_authenticated_packets_begins_no_other_connection_behind_one`";
+
 /// Rules that no packet shows, and why they are there all the same.
-const SECOND: [(&str, &str, &str); 23] = [
-    (
-        "error",
-        "from the node: the gateway, or our refusal",
-        "the next rule lets it pass too: no interface is no bridge; said so that nobody has to know that",
-    ),
+const SECOND: [(&str, &str, &str); 26] = [
     (
         "arrival",
         "to a published port, as if it were an answer",
@@ -75,6 +72,18 @@ const SECOND: [(&str, &str, &str); 23] = [
     ("fresh", "an answer begins no connection", BEHIND),
     ("fresh", "nor does a reset", BEHIND),
     ("arrived", "an answer begins no connection", BEHIND),
+    ("fresh", "nor does what is behind an authentication header", AUTHENTICATED),
+    ("arrived", "nor does what is behind an authentication header", AUTHENTICATED),
+    (
+        "error",
+        "from outside, about what never was there: between guarded networks",
+        "needs the connection it quotes: `a_router_outside_has_nothing_to_say_of_a_connection_that_never_was_there`",
+    ),
+    (
+        "stranger",
+        "from a network where nobody is guarded, with an address that is elsewhere",
+        "needs a connection: `who_is_where_nobody_is_guarded_takes_the_part_of_nobody_outside`",
+    ),
     ("judge", "another bridge's connection, for all that connection tracking knows", TWINS),
     ("arrival", "another bridge's connection, for all that connection tracking knows", TWINS),
     ("fresh", "whose connection it is", TWINS),

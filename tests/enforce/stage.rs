@@ -73,6 +73,7 @@ pub(crate) fn container(name: &str) -> Container {
         published: Vec::new(),
         resolvers: Vec::new(),
         members: Vec::new(),
+        raw: false,
         elsewhere: Default::default(),
         unmanaged: BTreeSet::new(),
     }

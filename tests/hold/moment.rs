@@ -51,6 +51,12 @@ fn set(engine: &Engine) -> (Host<'_>, lab::Process) {
     (host, up)
 }
 
+/// What `db` serves, from now on.
+fn db_answers(engine: &Engine) -> (SocketAddr, Server) {
+    let db = SocketAddr::new("10.66.1.50".parse().unwrap(), 53);
+    (db, Server::udp_echo(&engine.netns_of("db"), db))
+}
+
 #[test]
 fn what_an_agent_that_is_killed_between_binding_and_tying_left_undone_the_next_one_does() {
     let _limit = limit(Duration::from_secs(240));
@@ -106,8 +112,7 @@ fn who_is_quarantined_before_its_port_is_tied_is_cut_off_at_once() {
     let _limit = limit(Duration::from_secs(240));
     let (engine, _internet) = lab::or_skip!(engine(&[]));
     let (host, up) = set(&engine);
-    let db = SocketAddr::new("10.66.1.50".parse().unwrap(), 53);
-    let server = Server::udp_echo(&engine.netns_of("db"), db);
+    let (db, server) = db_answers(&engine);
     let agent = agent(&up);
     // The moment is short where the machine is not: a try that misses it is one of no account.
     let mut met = 0;
@@ -143,7 +148,9 @@ fn who_is_quarantined_before_its_port_is_tied_is_cut_off_at_once() {
             eventually(PATIENCE, || {
                 let status = host.bulkhead(["status"]);
                 assert!(!status.contains("plan in force"), "the agent hangs: {status}");
-                if status.contains("has not answered for") { Ok(()) } else { Err(status) }
+                // And the network is enforced by the one before.
+                let both = status.contains("has not answered for") && status.contains("by the plan of generation");
+                if both { Ok(()) } else { Err(status) }
             });
             kill(agent, Signal::SIGCONT).unwrap();
             eventually(PATIENCE, || {
@@ -219,18 +226,34 @@ fn an_engine_that_dies_while_it_starts_one_takes_nothing_from_whoever_gets_that_
     reaches(&engine, "heir", db, b"heir's own", Duration::from_secs(4), "the engine is back");
 }
 
-/// From now on the engine says nothing, and after this time one is started.
-fn silent(before: Duration) {
-    let _limit = limit(before + Duration::from_secs(120));
+/// What the agent has heard of the end of who starts again while the engine says nothing.
+enum Heard {
+    Nothing,
+    /// And since the engine says nothing this time has passed.
+    All(Duration),
+}
+
+/// `job` ends and starts again while the engine says nothing to the agent.
+fn silent(heard: &Heard) {
+    let _limit = limit(Duration::from_secs(240));
     let (engine, _internet) = lab::or_skip!(engine(&[]));
     let (host, up) = set(&engine);
-    let db = SocketAddr::new("10.66.1.50".parse().unwrap(), 53);
-    let _server = Server::udp_echo(&engine.netns_of("db"), db);
+    let (db, _server) = db_answers(&engine);
+    let filter = filter(&up);
+    if matches!(heard, Heard::Nothing) {
+        kill(filter, Signal::SIGSTOP).unwrap();
+    }
     engine.docker(["stop", "-t", "0", "job"]);
     eventually(PATIENCE, || if held(&engine).iter().any(|(_, _, its)| its == JOB) { Err("still bound") } else { Ok(()) });
-    let filter = filter(&up);
-    kill(filter, Signal::SIGSTOP).unwrap();
-    thread::sleep(before);
+    if let Heard::All(before) = heard {
+        // The port went by the kernel's word; the engine's of the rest comes after it.
+        eventually(PATIENCE, || {
+            let job = host.bulkhead(["describe", "workload", "job"]);
+            if job.contains("10.66.1.77") { Err(job) } else { Ok(()) }
+        });
+        kill(filter, Signal::SIGSTOP).unwrap();
+        thread::sleep(*before);
+    }
     engine.docker(["start", "job"]);
     reaches(&engine, "job", db, b"hello", Duration::from_secs(2), "the engine is silent");
     kill(filter, Signal::SIGCONT).unwrap();
@@ -243,11 +266,127 @@ fn silent(before: Duration) {
 
 #[test]
 fn who_starts_while_the_engine_tells_nothing_is_bound_by_the_kernels_word() {
-    silent(Duration::ZERO);
+    silent(&Heard::All(Duration::ZERO));
+}
+
+#[test]
+fn who_starts_again_while_the_engine_has_not_even_told_of_its_end_is_bound_by_the_kernels_word() {
+    silent(&Heard::Nothing);
 }
 
 #[test]
 #[ignore = "waits for the listing of each minute"]
 fn who_starts_while_the_engine_takes_long_to_list_everything_is_bound_by_the_kernels_word() {
-    silent(Duration::from_secs(62));
+    silent(&Heard::All(Duration::from_secs(62)));
+}
+
+#[test]
+fn who_gets_the_address_of_one_whose_end_the_engine_has_not_told_of_is_not_taken_for_it() {
+    let _limit = limit(Duration::from_secs(240));
+    let (engine, _internet) = lab::or_skip!(engine(&[]));
+    let (host, up) = set(&engine);
+    let (db, _server) = db_answers(&engine);
+    let filter = filter(&up);
+    for attempt in 0..2 {
+        let heir = format!("heir{attempt}");
+        engine.docker(["create", "--name", &heir, "--network", "back", "--ip", JOB, "hold:1"]);
+        reaches(&engine, "job", db, b"its own", PATIENCE, "before its end");
+        kill(filter, Signal::SIGSTOP).unwrap();
+        engine.docker(["stop", "-t", "0", "job"]);
+        engine.docker(["start", &heir]);
+        let inside = engine.netns_of(&heir);
+        for _ in 0..6 {
+            let answer = inside.udp_echo(db, b"as job");
+            assert!(!matches!(answer, lab::Echo::Answered), "attempt {attempt}: taken for job");
+        }
+        kill(filter, Signal::SIGCONT).unwrap();
+        known(&host, &[&heir]);
+        assert!(!matches!(inside.udp_echo(db, b"as job"), lab::Echo::Answered), "attempt {attempt}: the engine speaks again");
+        engine.docker(["rm", "-f", &heir]);
+        engine.docker(["start", "job"]);
+    }
+}
+
+/// The engine goes on, and its client finds it; the agent's filter does not, until this is dropped.
+struct Hidden<'e> {
+    engine: &'e Engine,
+    elsewhere: std::path::PathBuf,
+}
+
+impl<'e> Hidden<'e> {
+    fn of(engine: &'e Engine) -> Self {
+        let elsewhere = engine.socket().with_extension("away");
+        std::fs::rename(engine.socket(), &elsewhere).unwrap();
+        Self { engine, elsewhere }
+    }
+
+    fn docker(&self, words: &[&str]) -> String {
+        let mut client = self.engine.command("docker");
+        let said = lab::process::check(client.env("DOCKER_HOST", format!("unix://{}", self.elsewhere.display())).args(words));
+        said.trim().to_owned()
+    }
+}
+
+impl Drop for Hidden<'_> {
+    fn drop(&mut self) {
+        let _ = std::fs::rename(&self.elsewhere, self.engine.socket());
+    }
+}
+
+#[test]
+fn who_comes_while_the_agent_has_no_engine_is_not_taken_for_who_had_the_address_before() {
+    let _limit = limit(Duration::from_secs(240));
+    let (engine, _internet) = lab::or_skip!(engine(&[]));
+    let (host, up) = set(&engine);
+    let (db, _server) = db_answers(&engine);
+    engine.docker(["create", "--name", "heir", "--network", "back", "--ip", JOB, "hold:1"]);
+    reaches(&engine, "job", db, b"its own", PATIENCE, "before its end");
+    let hidden = Hidden::of(&engine);
+    kill(filter(&up), Signal::SIGKILL).unwrap();
+    eventually(PATIENCE, || {
+        let status = host.bulkhead(["status"]);
+        if status.contains("is not followed") { Ok(()) } else { Err(status) }
+    });
+    hidden.docker(&["stop", "-t", "0", "job"]);
+    hidden.docker(&["start", "heir"]);
+    let pid = hidden.docker(&["inspect", "--format", "{{.State.Pid}}", "heir"]).parse().unwrap();
+    let inside = lab::Netns::of_process(pid);
+    for attempt in 0..12 {
+        assert!(!matches!(inside.udp_echo(db, b"as job"), lab::Echo::Answered), "attempt {attempt}: taken for job");
+    }
+    drop(hidden);
+    known(&host, &["heir"]);
+    assert!(!matches!(inside.udp_echo(db, b"as job"), lab::Echo::Answered), "the engine is back");
+    engine.docker(["rm", "-f", "heir"]);
+    engine.docker(["start", "job"]);
+    reaches(&engine, "job", db, b"again", PATIENCE, "it is itself again");
+}
+
+#[test]
+fn what_is_decided_while_nobody_knows_what_runs_is_not_called_in_force_until_it_is() {
+    let _limit = limit(Duration::from_secs(240));
+    let (engine, _internet) = lab::or_skip!(engine(&[]));
+    let (host, up) = set(&engine);
+    let (db, _server) = db_answers(&engine);
+    reaches(&engine, "web", db, b"hello", PATIENCE, "before");
+    let (inside, before) = (engine.netns_of("web"), agent(&up));
+    let hidden = Hidden::of(&engine);
+    kill(before, Signal::SIGKILL).unwrap();
+    kill(filter(&up), Signal::SIGKILL).unwrap();
+    eventually(PATIENCE, || if agent(&up) == before { Err("the old agent") } else { Ok(()) });
+    eventually(PATIENCE, || {
+        let status = host.bulkhead(["status"]);
+        if status.contains("not connected") { Err(status) } else { Ok(()) }
+    });
+    assert!(matches!(inside.udp_echo(db, b"x"), lab::Echo::Answered), "by the ruleset on disk, without an engine");
+    let said = host.bulkhead(["quarantine", "web"]);
+    assert!(said.contains("has not answered yet") && !said.contains("in force on"), "{said}");
+    let status = host.bulkhead(["status"]);
+    assert!(!status.contains("plan in force"), "{status}");
+    drop(hidden);
+    eventually(PATIENCE, || {
+        let status = host.bulkhead(["status"]);
+        if status.contains("plan in force") { Ok(()) } else { Err(status) }
+    });
+    assert!(!matches!(inside.udp_echo(db, b"x"), lab::Echo::Answered), "in force means that it is");
 }

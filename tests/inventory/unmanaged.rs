@@ -46,7 +46,10 @@ fn containers_that_reach_around_the_filter_are_listed_with_the_reason() {
             let found = watching.settled(name);
             assert_eq!(found.unmanaged, BTreeSet::from([reason]), "{name}");
         }
-        assert_eq!(watching.settled("plain").unmanaged, BTreeSet::new());
+        let plain = watching.settled("plain");
+        assert!(plain.unmanaged.is_empty() && plain.raw, "{plain:?}");
+        engine.docker(["run", "-d", "--name", "tame", "--cap-drop", "NET_RAW", "bb"]);
+        assert!(!watching.settled("tame").raw);
         // Named, though no bridge carries it.
         let address: IpAddr = engine.address("flatly", "flat");
         let now = watching.now();

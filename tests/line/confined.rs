@@ -52,10 +52,7 @@ fn the_agent_holds_one_capability_its_filter_none_and_a_second_agent_is_told_who
     let (controller, _) = server_of(&host.run_dir.join("node.sock"));
     assert_eq!(status_line(agent, "Groups"), status_line(controller, "Gid").split_whitespace().next().unwrap());
     // It works all the same: it sees the engine, and nothing is missing of this kernel.
-    eventually(PATIENCE, || {
-        let status = host.bulkhead(["status"]);
-        if status.contains(" connected") && !status.contains("blind") { Ok(()) } else { Err(status) }
-    });
+    eventually(PATIENCE, || host.is_connected(|status| !status.contains("blind")));
     assert!(!host.bulkhead(["status"]).contains("not confined"));
 
     let other = engine.dir.join("other-agent");
@@ -118,9 +115,6 @@ fn an_agent_that_may_not_go_first_says_so_and_works_all_the_same() {
     assert!(threads.iter().all(|(_, nice)| *nice == 0), "{threads:?}");
     let log = std::fs::read_to_string(host.state_dir.join("bulkhead.log")).unwrap_or_default();
     assert!(log.contains("runs at the ordinary priority") && log.contains("is not spared"), "{log}");
-    eventually(PATIENCE, || {
-        let status = host.bulkhead(["status"]);
-        if status.contains(" connected") && !status.contains("blind") { Ok(()) } else { Err(status) }
-    });
+    eventually(PATIENCE, || host.is_connected(|status| !status.contains("blind")));
     host.bulkhead(["down", "--yes", "--purge"]);
 }

@@ -6,10 +6,12 @@
 mod confined;
 mod firewall;
 mod installed;
+mod offload;
 mod outside;
 mod owner;
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
@@ -89,7 +91,7 @@ fn kill_9(pid: i32) {
 }
 
 fn supervisor(host: &Host<'_>) -> i32 {
-    std::fs::read_to_string(host.run_dir.join("up.pid")).unwrap().trim().parse().unwrap()
+    std::fs::read_to_string(host.state_dir.join("agent/up.pid")).unwrap().trim().parse().unwrap()
 }
 
 #[test]
@@ -125,17 +127,92 @@ fn detached_the_controller_has_no_privilege_and_a_killed_agent_opens_nothing() {
         });
     }
     // The agent that came back binds a container that comes now, and takes orders.
-    eventually(PATIENCE, || {
-        let status = host.try_bulkhead(["status"]);
-        let text = String::from_utf8_lossy(&status.stdout).into_owned();
-        if text.contains("connected") && text.contains("plan in force") { Ok(()) } else { Err(text) }
-    });
+    eventually(PATIENCE, || host.is_in_force());
     engine.docker(["restart", "-t", "0", "web"]);
     eventually(PATIENCE, || is_held(&engine, db));
     host.bulkhead(["mode", "line", "learn"]);
+    // Nor does anybody call enforced for long what is so no more: the agent tells at once, not with its next pulse.
+    eventually(Duration::from_millis(300), || {
+        let networks = host.bulkhead(["get", "networks"]);
+        if networks.contains("enforced") { Err(networks) } else { Ok(()) }
+    });
     eventually(PATIENCE, || if get(&engine, "other", db) { Ok(()) } else { Err("under Learn everything passes") });
     host.bulkhead(["down", "--yes", "--purge"]);
     assert!(!host.state_dir.exists() && !host.run_dir.exists(), "purged");
+}
+
+#[test]
+fn who_runs_as_the_user_that_up_gave_the_controller_decides_nothing_and_up_names_what_they_can() {
+    let _limit = limit(Duration::from_secs(120));
+    let engine = needs_engine!();
+    let host = Host::on(&engine);
+    let said = host.bulkhead(["up", "-d", "--controller-user", "nobody"]);
+    assert!(said.contains("The controller runs as nobody") && said.contains("--controller-user"), "{said}");
+    host.bulkhead(["segment", "add", "network:line", "--segment", "line"]);
+    let before = json(&host, &["get", "segments"]);
+    let api = host.run_dir.join("api.sock");
+    let (_, uid) = server_of(&api);
+    let neighbour = |words: &[&str]| {
+        let bulkhead = host.command("bulkhead");
+        let mut command = Command::new("setpriv");
+        // With the group of the socket: it lets in whoever may open it, and the controller looks again.
+        let group = std::fs::metadata(&api).unwrap().gid();
+        command.args(["--reuid", &uid.to_string(), "--regid", "65534", "--groups", &group.to_string()]);
+        command.arg(bulkhead.get_program()).args(words);
+        command.envs(bulkhead.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        engine.netns.output(&mut command)
+    };
+    for words in [&["mode", "line", "audit"][..], &["segment", "remove", "network:line", "--segment", "line"], &["status"]] {
+        let output = neighbour(words);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains("nobody (uid 65534) may not speak to the controller"), "{words:?}: {error}");
+    }
+    assert_eq!(json(&host, &["get", "segments"]), before);
+    host.bulkhead(["mode", "line", "audit"]);
+    host.bulkhead(["down", "--yes", "--purge"]);
+}
+
+#[test]
+fn without_a_user_of_its_name_the_controller_runs_as_one_that_nobody_is_and_keeps_it() {
+    let _limit = limit(Duration::from_secs(120));
+    if nix::unistd::User::from_name("bulkhead").unwrap().is_some() {
+        println!("skipped: this machine has a user bulkhead");
+        return;
+    }
+    let engine = needs_engine!();
+    let host = Host::on(&engine);
+    let said = host.bulkhead(["up", "-d"]);
+    assert!(!said.contains("The controller runs as nobody"), "{said}");
+    let (_, uid) = server_of(&host.run_dir.join("api.sock"));
+    assert!((60_706..=61_183).contains(&uid), "{uid}");
+    let store = host.state_dir.join("controller/store.db");
+    assert_eq!(std::fs::metadata(&store).unwrap().uid(), uid);
+    // As whatever else runs on a host without a user of its own.
+    let mut stranger = Command::new("setpriv");
+    stranger.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c"]);
+    stranger.arg(format!("cat {store:?} || ls {:?} || rm {:?}", store.parent().unwrap(), host.run_dir.join("node.sock")));
+    assert!(!engine.netns.output(&mut stranger).status.success());
+    host.bulkhead(["down", "--yes"]);
+    host.bulkhead(["up", "-d"]);
+    assert_eq!(server_of(&host.run_dir.join("api.sock")).1, uid);
+    host.bulkhead(["down", "--yes", "--purge"]);
+}
+
+#[test]
+fn up_says_what_the_store_puts_in_force_again() {
+    let _limit = limit(Duration::from_secs(120));
+    let engine = needs_engine!();
+    stage(&engine);
+    let host = Host::on(&engine);
+    let said = host.bulkhead(["up", "-d"]);
+    assert!(said.contains("Nothing is denied that was not denied before."), "{said}");
+    enforce_by_hand(&host);
+    host.bulkhead(["quarantine", "other"]);
+    host.bulkhead(["down", "--yes"]);
+    let said = host.bulkhead(["up", "-d"]);
+    assert!(said.contains("In force again from the store: line (Enforce), other (quarantine)."), "{said}");
+    assert!(!said.contains("Nothing is denied"), "{said}");
+    host.bulkhead(["down", "--yes", "--purge"]);
 }
 
 #[test]

@@ -4,9 +4,12 @@ use std::ffi::OsStr;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use lab::kin::family;
 use lab::{Host, Netns, eventually, limit, needs_engine};
 
-use crate::{PATIENCE, get, is_held, stage, traces};
+use node_agent::agent::keep::{BEFORE, Keep};
+
+use crate::{PATIENCE, enforce_by_hand, get, is_held, stage, supervisor, traces};
 
 /// The machine's side, as far as `up` could touch it by mistake.
 fn untouched(outside: &Netns) -> String {
@@ -75,4 +78,94 @@ fn from_outside_of_the_engines_namespace_one_edge_is_learned_and_enforced_and_un
     bulkhead("down --yes --purge");
     assert_eq!(traces(&engine), before, "the engine's host is as it was, again");
     assert_eq!(untouched(&outside), machine);
+}
+
+fn kill_all(host: &Host<'_>) {
+    let top = supervisor(host);
+    for (pid, _) in std::iter::once((top, String::new())).chain(family(top)) {
+        // Its own supervisor's death may have ended it already.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+#[test]
+fn down_in_another_namespace_than_up_changes_nothing_and_names_a_process_in_the_right_one() {
+    let _limit = limit(Duration::from_secs(180));
+    let engine = needs_engine!();
+    let db = stage(&engine);
+    let before = traces(&engine);
+    let host = Host::on(&engine);
+    let outside = Netns::new("outside");
+    let machine = untouched(&outside);
+    let down = |words: &[&str]| {
+        let output = outside.output(host.command("bulkhead").args(["down", "--yes"]).args(words).stdin(Stdio::null()));
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let refused = |when: &str| {
+        let (code, error) = down(&[]);
+        assert_eq!(code, Some(3), "{when}: {error}");
+        assert!(error.contains("not the network namespace that Bulkhead was started in") && error.contains("--netns "), "{when}: {error}");
+        assert_eq!(is_held(&engine, db), Ok(()), "{when}");
+        assert_eq!(untouched(&outside), machine, "{when}");
+    };
+
+    // Inside, and so without --netns.
+    host.bulkhead(["up", "-d"]);
+    enforce_by_hand(&host);
+    eventually(PATIENCE, || is_held(&engine, db));
+    let (agent, top) = (crate::owner::agent(&host).unwrap(), supervisor(&host));
+    refused("both live");
+    assert_eq!((crate::owner::agent(&host), supervisor(&host)), (Ok(agent), top), "nobody was ended");
+    assert!(!host.bulkhead(["get", "decisions"]).contains("down"), "and nothing is on the record");
+
+    // By the agent's own number, which goes with it.
+    assert_eq!(down(&["--netns", &agent.to_string()]), (Some(0), String::new()));
+    assert_eq!(traces(&engine), before, "the engine's host is as it was");
+
+    host.bulkhead(["up", "-d"]);
+    eventually(PATIENCE, || is_held(&engine, db));
+    kill_all(&host);
+    refused("all are dead");
+    assert_eq!(down(&["--netns", &engine.daemon_pid().to_string()]), (Some(0), String::new()));
+    assert!(get(&engine, "other", db), "after down everything passes");
+    assert_eq!(traces(&engine), before, "the engine's host is as it was, again");
+    assert_eq!(untouched(&outside), machine);
+    host.bulkhead(["down", "--yes", "--purge"]);
+}
+
+#[test]
+fn a_plan_whose_tables_are_not_here_is_forgotten_only_where_they_should_be() {
+    let _limit = limit(Duration::from_secs(180));
+    let engine = needs_engine!();
+    let db = stage(&engine);
+    let host = Host::on(&engine);
+    let outside = Netns::new("outside");
+    host.bulkhead(["up", "-d"]);
+    enforce_by_hand(&host);
+    eventually(PATIENCE, || is_held(&engine, db));
+    kill_all(&host);
+
+    // An agent of before wrote down the switches, and not where it worked.
+    let agent = host.state_dir.join("agent");
+    let keep = eventually(PATIENCE, || Keep::open(&agent).map_err(|e| e.to_string()));
+    let mut kept: serde_json::Value = keep.load(BEFORE).unwrap().unwrap();
+    assert!(kept.as_object_mut().unwrap().remove("place").is_some(), "{kept}");
+    keep.save(BEFORE, &kept).unwrap();
+    drop(keep);
+    let output = outside.output(host.command("bulkhead").args(["down", "--yes"]).stdin(Stdio::null()));
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(3), "{error}");
+    assert!(error.contains("none of its tables is in this network namespace") && error.contains("--netns PATH|PID"), "{error}");
+    assert!(agent.join("plan.1").exists() && agent.join("before.1").exists(), "nothing is forgotten");
+    assert_eq!(is_held(&engine, db), Ok(()));
+
+    // An agent of now says where; then it is known that there is nothing left.
+    host.bulkhead(["up", "-d"]);
+    eventually(PATIENCE, || host.is_in_force());
+    kill_all(&host);
+    eventually(PATIENCE, || Keep::open(&agent).map(drop).map_err(|e| e.to_string()));
+    engine.netns.check(std::process::Command::new("nft").args(["flush", "ruleset"]));
+    let said = host.bulkhead(["down", "--yes"]);
+    assert!(said.contains("no table of the stored plan was here"), "{said}");
+    assert!(!agent.join("plan.1").exists());
 }

@@ -38,12 +38,6 @@ fn nft(engine: &Engine, words: &str) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 
-fn is_connected(host: &Host<'_>) -> Result<(), String> {
-    let status = host.try_bulkhead(["status"]);
-    let text = String::from_utf8_lossy(&status.stdout).into_owned();
-    if text.contains(" connected") && text.contains("plan in force") { Ok(()) } else { Err(text) }
-}
-
 #[test]
 fn whatever_the_kernel_knows_of_owners_a_killed_agent_opens_nothing_and_the_next_goes_on() {
     let _limit = limit(Duration::from_secs(400));
@@ -74,7 +68,7 @@ fn whatever_the_kernel_knows_of_owners_a_killed_agent_opens_nothing_and_the_next
             }
             assert_eq!(is_held(&engine, db), Ok(()), "{kind}, life {life}");
             signal(top, Signal::SIGCONT);
-            eventually(PATIENCE, || if agent(&host)? == first { Err("the dead one".to_owned()) } else { is_connected(&host) });
+            eventually(PATIENCE, || if agent(&host)? == first { Err("the dead one".to_owned()) } else { host.is_in_force() });
         }
         if !owned {
             assert_eq!(nft(&engine, "flush ruleset"), Ok(()));
@@ -114,7 +108,7 @@ fn a_flush_right_behind_the_first_write_of_an_agent_is_repaired_within_seconds()
         kill_9(first);
         eventually(PATIENCE, || if written() > before { Ok(()) } else { Err("nothing is written") });
         assert_eq!(nft(&engine, "flush ruleset"), Ok(()));
-        eventually(PATIENCE, || is_connected(&host));
+        eventually(PATIENCE, || host.is_in_force());
         eventually(Duration::from_secs(3), || is_held(&engine, db));
     }
 }
@@ -160,7 +154,7 @@ fn upgraded_without_a_gap(kind: &str, signals: &[Signal]) {
             eventually(PATIENCE, || {
                 let pid = agent(&host)?;
                 let runs = fs::metadata(format!("/proc/{pid}/exe")).map_err(|e| e.to_string())?.ino();
-                if runs == inode { is_connected(&host) } else { Err(format!("{pid} is of the old program")) }
+                if runs == inode { host.is_in_force() } else { Err(format!("{pid} is of the old program")) }
             });
             assert!(still_echoes(&mut living, b"here"), "an allowed connection lives on ({which})");
             assert!(web.tcp(db).is_open(), "an allowed connection is made ({which})");
@@ -171,7 +165,7 @@ fn upgraded_without_a_gap(kind: &str, signals: &[Signal]) {
         eventually(PATIENCE, || gone(top));
         assert!(still_echoes(&mut living, b"here"), "an allowed connection lives on without any of us");
         host.bulkhead(["up", "-d"]);
-        eventually(PATIENCE, || is_connected(&host));
+        eventually(PATIENCE, || host.is_in_force());
         assert!(still_echoes(&mut living, b"here"), "an allowed connection lives on");
         over.store(true, Ordering::Relaxed);
         flood.join().unwrap()

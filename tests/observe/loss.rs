@@ -96,7 +96,7 @@ fn the_rate_at_which_nothing_is_lost() {
         watching.stop();
         host.run(|| {
             let mut entries = Vec::new();
-            node_agent::observe::conntrack::dump(|entry| entries.push(entry), |_| {}).unwrap();
+            node_agent::observe::conntrack::dump_shown(|_, shown| entries.push(shown.held()), |_| {}).unwrap();
             for entry in entries {
                 node_agent::observe::conntrack::delete(&entry).unwrap();
             }

@@ -4,6 +4,7 @@
 
 mod denied;
 mod judged;
+mod looked;
 mod loss;
 mod named;
 mod node;

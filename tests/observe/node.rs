@@ -80,6 +80,7 @@ impl Node {
             resolvers: Vec::new(),
             members: Vec::new(),
             unmanaged: BTreeSet::new(),
+            raw: false,
         };
         change(&mut container);
         std::sync::Arc::make_mut(&mut self.snapshot.inventory).containers.insert(id, container);
@@ -144,7 +145,9 @@ impl Watching {
         self.node = Some(node);
     }
 
-    pub(crate) fn account(&self) -> Account {
+    /// What the observer says of itself. What has come is taken in first: whoever waits for an account must not be what it waits for.
+    pub(crate) fn account(&mut self) -> Account {
+        self.read();
         self.observer.as_ref().unwrap().account()
     }
 

@@ -174,7 +174,7 @@ fn a_connection_that_goes_on_after_the_table_was_flushed_is_the_same_flow() {
     watching.until("web -> db tcp/5432", |seen| seen.established == 1);
     host.run(|| {
         let mut entries = Vec::new();
-        node_agent::observe::conntrack::dump(|entry| entries.push(entry), |why| panic!("{why}")).unwrap();
+        node_agent::observe::conntrack::dump_shown(|_, shown| entries.push(shown.held()), |why| panic!("{why}")).unwrap();
         let deleted = entries.iter().filter(|entry| node_agent::observe::conntrack::delete(entry).unwrap()).count();
         assert!(deleted > 0);
         // Nothing is deleted twice, and nobody else's in its place.

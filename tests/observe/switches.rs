@@ -117,7 +117,7 @@ fn agent(host: &Netns, disk: &Disk, bridges: &[&Bridge<'_>]) -> Watching {
         *kept.lock().unwrap() = originals.clone();
         Ok(())
     });
-    let watching = Node::with(bridges).observe_with(host, Options { originals, keep, ..Options::default() });
+    let mut watching = Node::with(bridges).observe_with(host, Options { originals, keep, ..Options::default() });
     eventually(Duration::from_secs(10), || {
         let on = bridges.iter().all(|bridge| disk.lock().unwrap().on.bridges.contains_key(&bridge.name));
         let round = watching.account().room.1 > 0;
@@ -144,7 +144,7 @@ fn what_was_switched_off_while_no_agent_lived_is_told_by_the_next_one_and_not_af
         [nf_call(&host, "br0"), nf_call(&host, "br1")].iter().all(|calls| calls == &["nf_call_iptables 1", "nf_call_ip6tables 1"])
             && host.sysctl("net.netfilter.nf_conntrack_acct").as_deref() == Some("1")
     };
-    let told = |watching: &Watching, names: &[&str]| {
+    let told = |watching: &mut Watching, names: &[&str]| {
         let expected: BTreeMap<String, u64> = names.iter().map(|name| ((*name).to_owned(), 1)).collect();
         eventually(Duration::from_secs(10), || {
             let account = watching.account();
@@ -154,34 +154,34 @@ fn what_was_switched_off_while_no_agent_lived_is_told_by_the_next_one_and_not_af
     let all = ["netfilter of bridge br0", "netfilter of bridge br1", "nf_conntrack_acct"];
 
     let mut watching = agent(&host, &disk, &[&first, &second]);
-    told(&watching, &[]);
+    told(&mut watching, &[]);
     watching.leave();
     let before = disk.lock().unwrap().clone();
     off();
     watching = agent(&host, &disk, &[&first, &second]);
-    told(&watching, &all);
+    told(&mut watching, &all);
     watching.leave();
     let after = disk.lock().unwrap().clone();
     assert_eq!(after, before, "how the host was before is not what somebody made of it meanwhile");
 
     // Nothing was switched off: nothing is said.
     watching = agent(&host, &disk, &[&first, &second]);
-    told(&watching, &[]);
+    told(&mut watching, &[]);
     watching.leave();
     // Nor where the machine started anew.
     off();
     disk.lock().unwrap().on.boot = "another".to_owned();
     watching = agent(&host, &disk, &[&first, &second]);
-    told(&watching, &[]);
+    told(&mut watching, &[]);
     // Nor where we put it back ourselves.
     watching.stop();
     watching = agent(&host, &disk, &[&first, &second]);
-    told(&watching, &[]);
+    told(&mut watching, &[]);
     watching.leave();
     // Nor of a bridge that was made anew.
     host.ip("link del br1");
     let second = Bridge::new(&host, "br1", "10.9.2.0/24", "fd09:2::/64");
     second.set_nf_call(false);
     watching = agent(&host, &disk, &[&first, &second]);
-    told(&watching, &[]);
+    told(&mut watching, &[]);
 }

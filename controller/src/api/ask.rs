@@ -4,6 +4,8 @@ use jiff::Timestamp;
 use policy::{Mode, Workload};
 use serde::{Deserialize, Serialize};
 
+use super::view::Document;
+
 /// Bytes of a request: as much as a plan may have on its way to a node, some million rules.
 pub const LARGEST_REQUEST: usize = 64 << 20;
 
@@ -127,6 +129,9 @@ pub struct Edit {
     /// Why.
     #[serde(default)]
     pub comment: String,
+    /// Generation of the forecast that was read; `None`: where something is in Enforce afterwards, only forecast.
+    #[serde(default)]
+    pub confirm: Option<u64>,
 }
 
 /// Back to an earlier revision of a policy.
@@ -141,6 +146,9 @@ pub struct Revert {
     /// Why.
     #[serde(default)]
     pub comment: String,
+    /// Generation of the forecast that was read; `None`: where something is in Enforce afterwards, only forecast.
+    #[serde(default)]
+    pub confirm: Option<u64>,
 }
 
 /// Members of a segment, added or taken out.
@@ -161,6 +169,9 @@ pub struct Members {
     /// Why.
     #[serde(default)]
     pub comment: String,
+    /// Generation of the forecast that is confirmed, where one was given.
+    #[serde(default)]
+    pub confirm: Option<u64>,
 }
 
 /// Another mode for a segment.
@@ -197,10 +208,8 @@ pub struct OfWorkload {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Apply {
-    /// Where the text comes from, for messages.
-    pub file: String,
-    /// YAML, one document or several.
-    pub text: String,
+    /// Files with one document or several each, YAML or JSON; their names are for messages. All of it is one decision.
+    pub documents: Vec<Document>,
     /// Workloads that may come under Enforce without an approved policy.
     #[serde(default)]
     pub deny_unlearned: Vec<Workload>,

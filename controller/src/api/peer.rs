@@ -39,15 +39,17 @@ pub struct Gate(Arc<Open>);
 
 #[derive(Debug)]
 struct Open {
-    own: Uid,
+    /// Its user may speak.
+    own: Option<Uid>,
     group: Option<Gid>,
 }
 
 impl Gate {
-    /// Root, this process's user, and the group `bulkhead` where there is one.
-    pub fn new() -> Self {
+    /// Root, and the group `bulkhead` where there is one. `own`: and this process's user, who started it for themselves. Whom `up` put
+    /// it under may be `nobody`, and much else on a host runs as that.
+    pub fn new(own: bool) -> Self {
         let group = Group::from_name(GROUP).ok().flatten().map(|group| group.gid);
-        Self(Arc::new(Open { own: Uid::effective(), group }))
+        Self(Arc::new(Open { own: own.then(Uid::effective), group }))
     }
 
     /// The group's id.
@@ -57,7 +59,7 @@ impl Gate {
 
     fn lets(&self, uid: u32, gid: u32) -> bool {
         let uid = Uid::from_raw(uid);
-        if uid.is_root() || uid == self.0.own {
+        if uid.is_root() || self.0.own == Some(uid) {
             return true;
         }
         let Some(group) = self.0.group else { return false };
@@ -68,12 +70,6 @@ impl Gate {
         let Ok(Some(user)) = User::from_uid(uid) else { return false };
         let Ok(name) = CString::new(user.name) else { return false };
         getgrouplist(&name, user.gid).is_ok_and(|groups| groups.contains(&group))
-    }
-}
-
-impl Default for Gate {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -121,5 +117,22 @@ impl<S: Send + Sync> FromRequestParts<S> for Asking {
         let claims =
             claim.filter(|claim| !claim.is_empty() && claim.len() <= 64 && claim.bytes().all(|b| b.is_ascii_graphic())).map(str::to_owned);
         Ok(Self(Who { uid, name: name_of(uid), claims }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_controllers_own_user_may_speak_where_it_is_a_persons_and_not_where_up_chose_it() {
+        let (user, others) = (Uid::from_raw(65_534), 65_534);
+        for (own, lets) in [(Some(user), true), (None, false)] {
+            let gate = Gate(Arc::new(Open { own, group: None }));
+            assert_eq!(gate.lets(user.as_raw(), others), lets, "own user: {own:?}");
+            assert!(gate.lets(0, 0), "root may, own user: {own:?}");
+        }
+        let gate = Gate(Arc::new(Open { own: None, group: Some(Gid::from_raw(64_000)) }));
+        assert!(gate.lets(user.as_raw(), 64_000), "the group may, whoever of it asks");
     }
 }

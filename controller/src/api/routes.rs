@@ -22,7 +22,7 @@ use super::ask::{
 use super::peer::{Asking, Gate, check};
 use super::stream::flows;
 use super::view::{Failure, FailureCode, Forecast, Outcome, VersionView};
-use crate::hub::{HubError, Request, State as Known, documents, explain, to_apply, to_be_enforced, to_enforce, view};
+use crate::hub::{HubError, Request, State as Known, Would, documents, explain, is_foretold, to_apply, to_be_enforced, to_enforce, view};
 
 /// How long a decision waits for the nodes to have it in force. They do within some ten milliseconds; one that hangs keeps nobody waiting.
 const IN_FORCE: Duration = Duration::from_secs(1);
@@ -122,7 +122,7 @@ pub(super) fn routes(served: Served, gate: Gate) -> Router {
         .route("/reviews", post(|s, who, Body(b): Body<Review>| decide(s, who, Request::Review(b))))
         .route("/allow", post(|s, who, Body(b): Body<Allow>| decide(s, who, Request::Allow(b))))
         .route("/edit/{*workload}", get(to_edit).post(edit))
-        .route("/revert", post(|s, who, Body(b): Body<Revert>| decide(s, who, Request::Revert(b))))
+        .route("/revert", post(revert))
         .route("/mode", post(mode))
         .route("/quarantine", post(|s, who, Body(b): Body<OfWorkload>| decide(s, who, Request::Quarantine(b))))
         .route("/release", post(|s, who, Body(b): Body<OfWorkload>| decide(s, who, Request::Release(b))))
@@ -209,20 +209,42 @@ async fn decide(State(served): State<Served>, Asking(who): Asking, request: Requ
 }
 
 async fn members(served: State<Served>, who: Asking, Body(body): Body<Members>) -> Answer<Outcome> {
-    decide(served, who, Request::Members(body)).await
+    let confirm = body.confirm;
+    change(served, who, Request::Members(body), confirm).await
 }
 
 async fn to_edit(State(served): State<Served>, Path(name): Path<String>) -> Answer<Edit> {
     let workload = workload(&name)?;
     look(&served, move |state| {
         let (document, revision) = documents::to_edit(state, &workload)?;
-        Ok(Edit { document, revision, comment: String::new() })
+        Ok(Edit { document, revision, comment: String::new(), confirm: None })
     })
     .await
 }
 
 async fn edit(served: State<Served>, who: Asking, Path(name): Path<String>, Body(body): Body<Edit>) -> Answer<Outcome> {
-    decide(served, who, Request::Edit(workload(&name)?, body)).await
+    let confirm = body.confirm;
+    change(served, who, Request::Edit(workload(&name)?, body), confirm).await
+}
+
+async fn revert(served: State<Served>, who: Asking, Body(body): Body<Revert>) -> Answer<Outcome> {
+    let confirm = body.confirm;
+    change(served, who, Request::Revert(body), confirm).await
+}
+
+/// A change of a policy that leaves something in Enforce is answered with what is different and its forecast, unless one is confirmed.
+async fn change(served: State<Served>, who: Asking, request: Request, confirm: Option<u64>) -> Answer<Outcome> {
+    if confirm.is_some() {
+        return decide(served, who, request).await;
+    }
+    let Would { set, changes, generation } = served.hub.would(request.clone()).await?;
+    let asked = request.clone();
+    let forecast = forecast(&served, move |state| match state.generation == generation {
+        true => Ok(is_foretold(state, &asked, &set).then_some(set)),
+        false => Err(HubError::refused("what is in force has changed meanwhile: nothing was changed", "Try again.")),
+    });
+    let Some(forecast) = forecast.await? else { return decide(served, who, request).await };
+    Ok(Json(Outcome { generation, notes: changes, forecast: Some(forecast), ..Outcome::default() }))
 }
 
 /// Only root moves nodes from one store to another.

@@ -29,7 +29,7 @@ pub(super) async fn flows(State(served): State<Served>, Query(filter): Query<Flo
     // Subscribed before the kept ones are read, so that none falls between; by their numbers what both have is told once.
     let live = served.hub.follow();
     let wanted = filter.clone();
-    let (kept, told) = served.hub.read(move |state| view::flows(state, &wanted)).await?;
+    let (kept, told) = served.hub.read(move |state| view::flows(state, &wanted)).await??;
     let old = stream::iter(kept.into_iter().map(|view| line(&FlowLine::Flow(Box::new(view)))));
     let body = if filter.follow {
         let stop = served.stop.clone();

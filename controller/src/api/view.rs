@@ -258,10 +258,11 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    /// Whether a person has to be asked: a segment goes to Enforce, or something that works would be cut.
+    /// Whether a person has to be asked: a segment goes to Enforce, or something that works would be cut, or may be.
     pub fn asks(&self) -> bool {
         let cuts = !self.denied.is_empty() || self.ended.values().any(|ended| !ended.is_empty()) || !self.unlearned.is_empty();
-        cuts || !self.switched.is_empty()
+        // Of who did not say what would be cut, nothing is known.
+        cuts || !self.switched.is_empty() || !self.silent.is_empty()
     }
 }
 

@@ -201,6 +201,9 @@ pub(super) struct AllowArgs {
 pub(super) struct EditArgs {
     /// Whose policy
     pub(super) workload: Workload,
+    /// Do not ask before something is cut
+    #[arg(short, long)]
+    pub(super) yes: bool,
     /// Why
     #[arg(long, default_value = "")]
     pub(super) comment: String,
@@ -213,6 +216,9 @@ pub(super) struct RevertArgs {
     /// Which revision (the one before, if not given)
     #[arg(long, value_name = "REVISION")]
     pub(super) to: Option<u64>,
+    /// Do not ask before something is cut
+    #[arg(short, long)]
+    pub(super) yes: bool,
     /// Why
     #[arg(long, default_value = "")]
     pub(super) comment: String,
@@ -241,6 +247,9 @@ pub(super) struct MemberArgs {
     /// Workloads that may come under enforce without an approved policy: all of their traffic is denied
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]
     pub(super) deny_unlearned: Vec<Workload>,
+    /// Don't ask
+    #[arg(long, short)]
+    pub(super) yes: bool,
     /// Why
     #[arg(long, default_value = "")]
     pub(super) comment: String,
@@ -320,8 +329,8 @@ pub(super) struct ExportArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ApplyArgs {
-    /// File with the objects; - reads the input
-    #[arg(long, short, value_name = "FILE")]
+    /// File with the objects, or a folder of .yaml, .yml and .json files; - reads the input
+    #[arg(long, short, value_name = "FILE|DIR")]
     pub(super) file: PathBuf,
     /// Workloads that may come under enforce without an approved policy: all of their traffic is denied
     #[arg(long, value_name = "WORKLOAD", value_delimiter = ',')]

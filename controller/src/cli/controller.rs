@@ -42,16 +42,15 @@ fn log(json: bool) {
 pub(super) fn run(places: &Places, args: &ControllerArgs) -> Result<(), Failed> {
     log(args.log_json);
     // A controller that outlives a killed `up` would hold the store against the one that the next `up` starts.
-    if std::env::var_os("BULKHEAD_SUPERVISED").is_some()
-        && let Err(errno) = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)
-    {
+    let supervised = std::env::var_os("BULKHEAD_SUPERVISED").is_some();
+    if supervised && let Err(errno) = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM) {
         warn!(%errno, "cannot end with the supervisor");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| failed("cannot start", &e))?;
-    runtime.block_on(control(places, args))
+    runtime.block_on(control(places, args, supervised))
 }
 
-async fn control(places: &Places, args: &ControllerArgs) -> Result<(), Failed> {
+async fn control(places: &Places, args: &ControllerArgs, supervised: bool) -> Result<(), Failed> {
     // First: whoever finds our sockets may already end us.
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| failed("cannot listen to signals", &e))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| failed("cannot listen to signals", &e))?;
@@ -72,7 +71,7 @@ async fn control(places: &Places, args: &ControllerArgs) -> Result<(), Failed> {
     let options = hub::Options { keep_flows: args.flows, own };
     let (hub, mut task) = hub::start(store, options, inbox, stop.clone()).await.map_err(|e| failed("cannot load the state", &e))?;
 
-    let gate = Gate::new();
+    let gate = Gate::new(!supervised);
     let listener = api::listen(&places.api(), &gate).map_err(|e| failed("cannot serve the API", &e))?;
     let mut served = tokio::spawn(api::serve(listener, hub.clone(), gate, stop.clone()));
     let mut sessions = super::sessions::start(places, args, events, stop).await.map_err(|e| failed("cannot serve agents", &e))?;

@@ -1,7 +1,7 @@
 //! Commands that decide: approve, reject, allow, edit, revert, segment, mode, quarantine, release, apply, delete, adopt; and export.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 use policy::suggestion::Suggestion;
@@ -14,7 +14,7 @@ use super::args::{
 };
 use super::client::{Client, path};
 use super::output::{Failed, Terminal, Tone, clean, count};
-use super::{describe, exit, read, shown, tables};
+use super::{describe, exit, read, shown, sources, tables};
 use crate::api::ask::{Allow, Apply, Comment, Delete, Edit, Export, Members, OfWorkload, Revert, Review, Switch};
 use crate::api::view::{Document, Forecast, InForce, Outcome};
 
@@ -49,6 +49,11 @@ fn tell(terminal: &Terminal, outcome: &Outcome) -> Result<(), Failed> {
     Ok(())
 }
 
+/// What was asked for is done to its end, though the reader of the output has gone (`| grep -q`).
+fn heard_or_not(said: Result<(), Failed>) -> Result<(), Failed> {
+    said.or_else(|failed| if failed.is_a_closed_pipe() { Ok(()) } else { Err(failed) })
+}
+
 /// Decisions by one person on several workloads are one request each: each is recorded, or refused, by itself. The first refusal
 /// ends it; what was decided before stays and is told.
 pub(super) fn review(client: &Client, terminal: &Terminal, args: ReviewArgs, approve: bool) -> Result<(), Failed> {
@@ -72,7 +77,7 @@ pub(super) fn review(client: &Client, terminal: &Terminal, args: ReviewArgs, app
             later: named[at + 1..].iter().map(|(workload, _)| workload.clone()).collect(),
         };
         let outcome: Outcome = client.post("/api/v1/reviews", &request)?;
-        tell(terminal, &outcome)?;
+        heard_or_not(tell(terminal, &outcome))?;
     }
     Ok(())
 }
@@ -121,13 +126,45 @@ pub(super) fn allow(client: &Client, terminal: &Terminal, args: AllowArgs) -> Re
 }
 
 pub(super) fn revert(client: &Client, terminal: &Terminal, args: RevertArgs) -> Result<(), Failed> {
-    let RevertArgs { workload, to, comment } = args;
-    tell(terminal, &client.post("/api/v1/revert", &Revert { workload, to, comment })?)
+    let RevertArgs { workload, to, yes, comment } = args;
+    let mut request = Revert { workload, to, comment, confirm: None };
+    let outcome: Outcome = client.post("/api/v1/revert", &request)?;
+    request.confirm = foretold(terminal, &outcome, yes, "Add --yes to revert without being asked.")?;
+    match request.confirm {
+        None => tell(terminal, &outcome),
+        Some(_) => tell_rest(terminal, client.post("/api/v1/revert", &request)?, &outcome),
+    }
+}
+
+/// Tells what a change of a policy would be and would cut, and has it confirmed where it cuts; the generation to confirm. `None`: it is
+/// made already.
+fn foretold(terminal: &Terminal, outcome: &Outcome, yes: bool, instead: &str) -> Result<Option<u64>, Failed> {
+    let Some(forecast) = &outcome.forecast else { return Ok(None) };
+    for change in &outcome.notes {
+        heard_or_not(terminal.say(clean(change)))?;
+    }
+    if forecast.asks() {
+        heard_or_not(tell_forecast(terminal, forecast))?;
+        confirmed(terminal, yes, instead, "Put this in force?")?;
+    }
+    Ok(Some(forecast.generation))
+}
+
+/// What came of it, without what was foretold already.
+fn tell_rest(terminal: &Terminal, mut outcome: Outcome, before: &Outcome) -> Result<(), Failed> {
+    outcome.notes.retain(|note| !before.notes.contains(note));
+    tell(terminal, &outcome)
 }
 
 pub(super) fn members(client: &Client, terminal: &Terminal, args: MemberArgs, remove: bool) -> Result<(), Failed> {
-    let MemberArgs { segment, members, deny_unlearned, comment } = args;
-    tell(terminal, &client.post("/api/v1/segments", &Members { segment, members, deny_unlearned, remove, comment })?)
+    let MemberArgs { segment, members, deny_unlearned, yes, comment } = args;
+    let mut request = Members { segment, members, deny_unlearned, remove, comment, confirm: None };
+    let outcome: Outcome = client.post("/api/v1/segments", &request)?;
+    request.confirm = foretold(terminal, &outcome, yes, "Add --yes to change its members without being asked.")?;
+    match request.confirm {
+        None => tell(terminal, &outcome),
+        Some(_) => tell_rest(terminal, client.post("/api/v1/segments", &request)?, &outcome),
+    }
 }
 
 pub(super) fn quarantine(client: &Client, terminal: &Terminal, args: OneArgs) -> Result<(), Failed> {
@@ -152,7 +189,7 @@ pub(super) fn mode(client: &Client, terminal: &Terminal, args: ModeArgs) -> Resu
     }
     let outcome: Outcome = client.post("/api/v1/mode", &request)?;
     let Some(forecast) = outcome.forecast else { return tell(terminal, &outcome) };
-    tell_forecast(terminal, &forecast)?;
+    heard_or_not(tell_forecast(terminal, &forecast))?;
     if dry_run {
         return Ok(());
     }
@@ -203,24 +240,9 @@ pub(super) fn adopt(client: &Client, terminal: &Terminal, args: AdoptArgs) -> Re
     tell(terminal, &client.post("/api/v1/adopt", &Comment { comment: args.comment, subject: String::new() })?)
 }
 
-fn unreadable(file: &Path, error: &io::Error) -> Failed {
-    let next = match error.kind() {
-        io::ErrorKind::IsADirectory => "Name a file in it, or write one file that holds all: bulkhead export > all.yaml",
-        _ => "",
-    };
-    Failed::new(exit::FAILED, format!("cannot read {}: {error}", file.display()), next)
-}
-
 pub(super) fn apply(client: &Client, terminal: &Terminal, args: ApplyArgs) -> Result<(), Failed> {
     let ApplyArgs { file, deny_unlearned, yes, dry_run, comment } = args;
-    let (name, text) = if file == Path::new("-") {
-        let mut text = String::new();
-        io::stdin().read_to_string(&mut text).map_err(|e| unreadable(Path::new("the input"), &e))?;
-        ("-".to_owned(), text)
-    } else {
-        (file.display().to_string(), fs::read_to_string(&file).map_err(|e| unreadable(&file, &e))?)
-    };
-    let mut request = Apply { file: name, text, deny_unlearned, comment, dry_run, confirm: None };
+    let mut request = Apply { documents: sources::read(&file)?, deny_unlearned, comment, dry_run, confirm: None };
     let outcome: Outcome = client.post("/api/v1/apply", &request)?;
     let Some(forecast) = &outcome.forecast else { return tell(terminal, &outcome) };
     if dry_run {
@@ -228,7 +250,7 @@ pub(super) fn apply(client: &Client, terminal: &Terminal, args: ApplyArgs) -> Re
         return tell(terminal, &outcome);
     }
     if forecast.asks() {
-        tell_forecast(terminal, forecast)?;
+        heard_or_not(tell_forecast(terminal, forecast))?;
         confirmed(terminal, yes, "Add --yes to apply without being asked.", "Put this in force?")?;
     }
     request.confirm = Some(forecast.generation);
@@ -252,7 +274,10 @@ pub(super) fn export(client: &Client, terminal: &Terminal, args: ExportArgs) -> 
         }
         return Ok(());
     };
-    let cannot = |file: &Path, error: &io::Error| Failed::new(exit::FAILED, format!("cannot write {}: {error}", file.display()), "");
+    let cannot = |file: &Path, error: &io::Error| {
+        let next = "Name a folder that you may write to; one that is not there is made.";
+        Failed::new(exit::FAILED, format!("cannot write {}: {error}", file.display()), next)
+    };
     fs::create_dir_all(&directory).map_err(|e| cannot(&directory, &e))?;
     for document in &documents {
         // The controller is trusted to name files, not to name places.
@@ -276,7 +301,7 @@ impl Drop for Scratch {
 pub(super) fn edit(client: &Client, terminal: &Terminal, args: EditArgs) -> Result<(), Failed> {
     #[derive(Serialize)]
     struct Query {}
-    let EditArgs { workload, comment } = args;
+    let EditArgs { workload, yes, comment } = args;
     let before: Edit = client.query(&format!("/api/v1/edit/{}", path(&workload.to_string())), &Query {})?;
     let editor = std::env::var("VISUAL").or_else(|_| std::env::var("EDITOR")).unwrap_or_else(|_| "vi".to_owned());
     let name = format!("bulkhead-{}-{}.yaml", std::process::id(), workload.to_string().replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
@@ -295,23 +320,29 @@ pub(super) fn edit(client: &Client, terminal: &Terminal, args: EditArgs) -> Resu
         .status()
         .map_err(|e| Failed::new(exit::FAILED, format!("cannot start the editor {editor}: {e}"), "Set EDITOR."))?;
     if !status.success() {
-        return Err(Failed::new(exit::FAILED, format!("the editor ended with {status}: nothing was changed"), ""));
+        let next = "Save and leave it as usual to put the policy in force; EDITOR (or VISUAL) names another editor.";
+        return Err(Failed::new(exit::FAILED, format!("the editor ended with {status}: nothing was changed"), next));
     }
     let document = fs::read_to_string(&scratch.0).map_err(|e| at("read", e))?;
     if document == before.document {
         return terminal.say("Unchanged.");
     }
-    let edited = Edit { document: document.clone(), revision: before.revision, comment };
+    let mut edited = Edit { document, revision: before.revision, comment, confirm: None };
     let uri = format!("/api/v1/edit/{}", path(&workload.to_string()));
-    match client.post::<Outcome>(&uri, &edited) {
-        Ok(outcome) => tell(terminal, &outcome),
-        Err(mut failed) => {
-            // What was typed is not lost with the refusal.
-            let kept = scratch.0.with_extension("rejected.yaml");
-            if fs::write(&kept, document).is_ok() {
-                failed.next = format!("{} Your text is kept in {}.", failed.next, kept.display()).trim_start().to_owned();
-            }
-            Err(failed)
+    let put_in_force = |edited: &mut Edit| {
+        let outcome: Outcome = client.post(&uri, edited)?;
+        edited.confirm = foretold(terminal, &outcome, yes, "Add --yes to edit without being asked.")?;
+        match edited.confirm {
+            None => tell(terminal, &outcome),
+            Some(_) => tell_rest(terminal, client.post(&uri, edited)?, &outcome),
         }
-    }
+    };
+    put_in_force(&mut edited).map_err(|mut failed| {
+        // What was typed is not lost with the refusal.
+        let kept = scratch.0.with_extension("rejected.yaml");
+        if fs::write(&kept, &edited.document).is_ok() {
+            failed.next = format!("{} Your text is kept in {}.", failed.next, kept.display()).trim_start().to_owned();
+        }
+        failed
+    })
 }

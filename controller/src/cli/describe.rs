@@ -1,4 +1,4 @@
-//! Commands that tell everything about one thing: describe, diff, explain, status.
+//! Commands that tell everything about one thing: describe, diff, explain.
 
 use jiff::Timestamp;
 use policy::diff::{Line, Sign, SuggestionDiff};
@@ -6,18 +6,18 @@ use policy::review::Decision;
 use policy::suggestion::Suggestion;
 use policy::{Segment, Workload};
 
-use super::args::{DescribeArgs, DiffArgs, ExplainArgs, Format, GetArgs, Kind, OutputArgs};
+use super::args::{DescribeArgs, DiffArgs, ExplainArgs, Format, GetArgs, Kind};
 use super::client::{Client, path};
 use super::output::{Failed, Terminal, Tone, clean, count};
 use super::{exit, read, shown, tables, when};
 use crate::api::ask::Question;
-use crate::api::view::{Explanation, GuardrailView, InForce, NetworkView, PolicyView, SegmentView, StatusView, WorkloadView};
+use crate::api::view::{Explanation, GuardrailView, NetworkView, PolicyView, SegmentView, WorkloadView};
 
 fn field(terminal: &Terminal, name: &str, value: impl std::fmt::Display) -> Result<(), Failed> {
     terminal.say(format_args!("{} {}", terminal.paint(Tone::Dim, format_args!("{name:<14}")), clean(&value.to_string())))
 }
 
-fn title(terminal: &Terminal, text: &str) -> Result<(), Failed> {
+pub(super) fn title(terminal: &Terminal, text: &str) -> Result<(), Failed> {
     terminal.say(format_args!("\n{}", terminal.paint(Tone::Bold, text)))
 }
 
@@ -126,12 +126,11 @@ pub(super) fn describe_suggestion(terminal: &Terminal, suggestion: &Suggestion, 
     let (hours, days) = (count(coverage.hours, "distinct hour"), count(coverage.days, "day"));
     terminal.say(format_args!("  {} in {observed} of healthy observation, traffic in {hours} on {days}", count(coverage.edges, "edge")))?;
     match coverage.unseen_connections_ppm {
-        Some(ppm) => {
-            let percent = format!("{}.{:04}", ppm / 10_000, ppm % 10_000);
-            let percent = percent.trim_end_matches('0').trim_end_matches('.');
-            terminal.say(format_args!("  {percent} % of new connections expected on an edge not seen yet"))?;
+        // Every edge was seen once: the estimator knows of nothing that repeats, and its 100 % says no more than that.
+        Some(ppm) if ppm < 1_000_000 => {
+            terminal.say(format_args!("  {} of new connections expected on an edge not seen yet", percent(ppm)))?;
         }
-        None => terminal.say("  too little was seen to say how much is unseen")?,
+        Some(_) | None => terminal.say("  too little was seen to say how much is unseen")?,
     }
     if let Some(edges) = coverage.unseen_edges {
         terminal.say(format_args!("  {} expected that nobody has seen yet", count(edges, "edge")))?;
@@ -143,6 +142,12 @@ pub(super) fn describe_suggestion(terminal: &Terminal, suggestion: &Suggestion, 
         terminal.say(format_args!("  {}", clean(note)))?;
     }
     Ok(())
+}
+
+/// Parts of a million with one digit behind the point, as the estimate deserves. Rounded up: a small share is not none.
+fn percent(ppm: u64) -> String {
+    let tenths = ppm.div_ceil(1000);
+    if tenths.is_multiple_of(10) { format!("{} %", tenths / 10) } else { format!("{}.{} %", tenths / 10, tenths % 10) }
 }
 
 fn describe_policy(terminal: &Terminal, view: &PolicyView) -> Result<(), Failed> {
@@ -347,123 +352,13 @@ pub(super) fn explain(client: &Client, terminal: &Terminal, args: ExplainArgs) -
     Ok(())
 }
 
-pub(super) fn status(client: &Client, terminal: &Terminal, args: OutputArgs) -> Result<(), Failed> {
-    let view: StatusView = client.get("/api/v1/status")?;
-    if let format @ (Format::Json | Format::Yaml) = args.output {
-        return terminal.data(&view, format);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_has_one_digit_and_a_small_one_is_not_none() {
+        let said = [0, 1, 21_739, 20_000, 999_999].map(percent);
+        assert_eq!(said, ["0 %", "0.1 %", "2.2 %", "2 %", "100 %"]);
     }
-    let wide = args.output == Format::Wide;
-    let now = Timestamp::now();
-    terminal.say(format_args!(
-        "controller {}, store {}, generation {}, {}",
-        view.version,
-        view.store,
-        view.generation,
-        count(view.edges, "edge")
-    ))?;
-    title(terminal, "Nodes")?;
-    if view.nodes.is_empty() {
-        terminal.say("  no agent has reported yet")?;
-    }
-    for node in &view.nodes {
-        let state = if node.connected { terminal.paint(Tone::Good, "connected") } else { terminal.paint(Tone::Bad, "not connected") };
-        let heard = node.heard.map_or_else(|| "never heard".to_owned(), |heard| format!("heard {}", when::ago(heard, now)));
-        let status = &node.status;
-        let plan = if status.generation == view.generation && status.store == view.store {
-            "plan in force".to_owned()
-        } else if status.generation == 0 {
-            "no plan".to_owned()
-        } else {
-            format!("plan of generation {}", status.generation)
-        };
-        // A plan that was just sent is as good as there; one that stays unanswered is not.
-        let plan = match &node.in_force {
-            InForce::Unanswered { seconds: seconds @ 1.. } => {
-                terminal.paint(Tone::Bad, format_args!("has not answered for {}: {plan} stays", when::span(*seconds)))
-            }
-            InForce::Unanswered { seconds: 0 } | InForce::Yes | InForce::Away | InForce::Refused(_) => plan,
-        };
-        let observed = when::span(node.healthy_seconds);
-        terminal.say(format_args!(
-            "  {} {state}, {heard}, {plan}, {} events, {} lost, {observed} of healthy observation",
-            clean(&node.name),
-            status.events,
-            status.lost
-        ))?;
-        if let Some(refused) = &node.refused {
-            terminal.say(format_args!("    {} {}", terminal.paint(Tone::Bad, "plan refused:"), clean(refused)))?;
-        }
-        let (used, room) = status.conntrack;
-        if room > 0 && used * 5 >= room * 4 {
-            terminal.say(terminal.paint(Tone::Bad, format_args!("    connection tracking is nearly full: {used} of {room}")))?;
-        }
-        for blind in &status.blind {
-            terminal.say(format_args!("    {} {}", terminal.paint(Tone::Bad, "blind:"), clean(blind)))?;
-        }
-        if node.connected && status.version.is_empty() {
-            // It tells what runs on it as soon as it knows; an empty list would look like an empty host.
-            let what = "the engine has not answered: what runs here is not known yet (`bulkhead check` says why)";
-            terminal.say(format_args!("    {} {what}", terminal.paint(Tone::Bad, "blind:")))?;
-        }
-        for (why, n) in &status.skipped {
-            terminal.say(format_args!("    skipped {n}: {}", clean(why)))?;
-        }
-        for lack in &status.unconfined {
-            terminal.say(format_args!("    {} {}", terminal.paint(Tone::Bad, "not confined:"), clean(lack)))?;
-        }
-        for network in &status.contested {
-            terminal.say(format_args!("    {} {}", terminal.paint(Tone::Warn, "open if made anew:"), clean(network)))?;
-        }
-        for forwarder in &status.forwarders {
-            terminal.say(format_args!("    {} {}", terminal.paint(Tone::Warn, "a router:"), clean(forwarder)))?;
-        }
-        for rider in &status.riders {
-            terminal.say(format_args!("    rides along by the proxy: {}", clean(rider)))?;
-        }
-        for row in &status.denied.by {
-            terminal.say(format_args!("    denied {} of {}: {}", count(row.packets, "packet"), clean(&row.side), clean(&row.reason)))?;
-        }
-        if wide {
-            for row in &status.denied.pairs {
-                let packets = count(row.packets, "packet");
-                terminal.say(format_args!("      {} -> {} {}: {packets}, {}", row.from, row.to, row.service, clean(&row.reason)))?;
-            }
-            for (reason, packets) in &status.denied.other {
-                terminal.say(format_args!("      other: {}, {}", count(*packets, "packet"), clean(reason)))?;
-            }
-        }
-        let alarms = if wide { 0 } else { status.alarms.len().saturating_sub(5) };
-        for alarm in &status.alarms[alarms..] {
-            terminal.say(format_args!("    {} {} {}", terminal.paint(Tone::Bad, "alarm"), when::moment(alarm.time), clean(&alarm.text)))?;
-        }
-    }
-    if !view.networks.is_empty() {
-        title(terminal, "Networks")?;
-        let (header, rows) = tables::networks(&view.networks, wide);
-        terminal.table(header, rows, args.output)?;
-    }
-    if !view.segments.is_empty() {
-        title(terminal, "Segments")?;
-        let (header, rows) = tables::segments(&view.segments, wide);
-        terminal.table(header, rows, args.output)?;
-    }
-    if !view.quarantined.is_empty() {
-        title(terminal, "In quarantine")?;
-        for workload in &view.quarantined {
-            terminal.say(format_args!("  {workload}"))?;
-        }
-    }
-    if !view.unmanaged.is_empty() {
-        title(terminal, "Not protected")?;
-        for line in &view.unmanaged {
-            terminal.say(format_args!("  {}", clean(line)))?;
-        }
-    }
-    if !view.notes.is_empty() {
-        title(terminal, "To know")?;
-        for note in &view.notes {
-            terminal.say(format_args!("  {}", clean(note)))?;
-        }
-    }
-    Ok(())
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::unistd::{Uid, User};
+use policy::Mode;
 use policy::review::{Action, Who};
 use tracing_subscriber::EnvFilter;
 
@@ -48,9 +49,30 @@ pub(super) fn up(places: &Places, args: &UpArgs) -> Result<(), Failed> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
     supervise::up(places, args)?;
     if args.detach {
+        println!("{} `bulkhead status` says how things stand, `bulkhead graph` who talks to whom.", what_is_denied(places));
         what_is_not_seen(places).iter().for_each(|blind| println!("Not all is seen yet: {}", clean(blind)));
     }
     Ok(())
+}
+
+/// What is denied from now on: what the store says, which may be of an earlier run. Nothing is promised that nobody confirms.
+fn what_is_denied(places: &Places) -> String {
+    let view = Client::new(places.api()).and_then(|client| client.get::<StatusView>("/api/v1/status"));
+    match view {
+        Ok(view) => in_force_again(&view),
+        Err(failed) => format!("What is in force the controller does not say ({}).", failed.error),
+    }
+}
+
+fn in_force_again(view: &StatusView) -> String {
+    let enforced = view.segments.iter().map(|view| &view.segment).filter(|segment| segment.mode == Mode::Enforce);
+    let enforced = enforced.map(|segment| format!("{} ({})", segment.name, segment.mode));
+    let quarantined = view.quarantined.iter().map(|workload| format!("{workload} (quarantine)"));
+    let again: Vec<String> = enforced.chain(quarantined).collect();
+    match again.is_empty() {
+        true => "Nothing is denied that was not denied before.".to_owned(),
+        false => format!("In force again from the store: {}.", clean(&again.join(", "))),
+    }
 }
 
 /// Why the agent that was just started does not see all it should. Empty too if the controller does not say.
@@ -124,7 +146,8 @@ fn record_in_store(places: &Places, subject: &str, comment: &str) -> Result<(), 
             rules: Vec::new(),
             comment: comment.to_owned(),
         };
-        let change = Change { expected: in_force.generation, set: in_force.set, rejected: Vec::new(), accepted: Vec::new(), decision };
+        let change =
+            Change { set: in_force.set.clone(), at_least: 0, before: in_force, rejected: Vec::new(), accepted: Vec::new(), decision };
         let written = store.commit_decision(&change).await.map(drop).map_err(|e| chain(&e));
         store.close().await;
         written

@@ -1,11 +1,12 @@
 //! What people and scripts get to see: the terminal, colours, tables, failures.
 
+mod below;
 mod plain;
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
-use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Table, Width, presets};
+use comfy_table::{Attribute, Cell, Color, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width, presets};
 use policy::Verdict;
 use serde::Serialize;
 
@@ -37,6 +38,11 @@ impl Failed {
             _ => Self::new(exit::FAILED, format!("cannot write the output: {error}"), ""),
         }
     }
+
+    /// Nobody reads the output any more.
+    pub(super) fn is_a_closed_pipe(&self) -> bool {
+        self.exit == exit::DONE && self.error.is_empty()
+    }
 }
 
 impl From<Failure> for Failed {
@@ -50,6 +56,9 @@ impl From<Failure> for Failed {
         Self { exit, error: failure.error, next: failure.next }
     }
 }
+
+/// Below this many columns a terminal's word for its own width is not believed.
+const NARROWEST: u16 = 40;
 
 /// Where output goes, and what it can show.
 pub(super) struct Terminal {
@@ -126,8 +135,10 @@ impl Terminal {
             Colour::Never => false,
             Colour::Auto => tty && !unwanted,
         };
-        let width = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).filter(|&c: &u16| c >= 40);
-        let width = if tty { width.or_else(|| Table::new().width()) } else { None };
+        // A terminal without a window (`script`, some CI) says that it has no columns, or one.
+        let believed = |width: &u16| *width >= NARROWEST;
+        let width = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).filter(believed);
+        let width = if tty { width.or_else(|| Table::new().width().filter(believed)) } else { None };
         Self { colour, width, interactive: tty && io::stdin().is_terminal() }
     }
 
@@ -185,16 +196,31 @@ impl Terminal {
         self.write(&text)
     }
 
-    fn drawn(&self, header: &[&str], rows: Vec<Vec<Text>>, format: Format) -> Vec<String> {
+    fn drawn(&self, header: &[&str], mut rows: Vec<Vec<Text>>, format: Format) -> Vec<String> {
         let width = self.width.filter(|_| format == Format::Table);
-        plain::drawn(header, &rows, width, self.colour).unwrap_or_else(|| self.arranged(header, rows, width))
+        plain::drawn(header, &rows, width, self.colour)
+            .or_else(|| below::drawn(self, header, &mut rows, width))
+            .unwrap_or_else(|| self.arranged(header, rows, width))
     }
 
     /// A table in which cells may have to be broken, or columns left out.
     fn arranged(&self, header: &[&str], rows: Vec<Vec<Text>>, width: Option<u16>) -> Vec<String> {
+        self.styled(header, rows, width, presets::NOTHING)
+    }
+
+    /// The same as one block of lines for the header and one for each row.
+    fn blocks(&self, header: &[&str], rows: Vec<Vec<Text>>, width: u16) -> Vec<Vec<String>> {
+        // No text holds one: it is a control character, which `clean` replaces.
+        const BETWEEN: char = '\u{1}';
+        let style = presets::NOTHING.header_separator(LineStyle::none().fill(BETWEEN)).row_separator(LineStyle::none().fill(BETWEEN));
+        let lines = self.styled(header, rows, Some(width), style);
+        lines.split(|line| line.starts_with(BETWEEN)).map(<[String]>::to_vec).collect()
+    }
+
+    fn styled(&self, header: &[&str], rows: Vec<Vec<Text>>, width: Option<u16>, style: TableStyle) -> Vec<String> {
         let kept = width.map_or_else(|| (0..header.len()).collect(), |width| fitting(header, &rows, width));
         let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_header(kept.iter().map(|&column| header[column]));
+        table.load_style(style).set_header(kept.iter().map(|&column| header[column]));
         if self.colour {
             table.enforce_styling();
         } else {
@@ -222,8 +248,7 @@ impl Terminal {
     pub(super) fn data(&self, value: &impl Serialize, format: Format) -> Result<(), Failed> {
         match format {
             Format::Yaml => {
-                let text = serde_norway::to_string(value)
-                    .map_err(|e| Failed::new(exit::FAILED, format!("cannot write the answer as YAML: {e}"), ""))?;
+                let text = yaml(value).map_err(|e| Failed::new(exit::FAILED, format!("cannot write the answer as YAML: {e}"), ""))?;
                 self.write(&text)
             }
             Format::Json | Format::Table | Format::Wide => {
@@ -242,6 +267,13 @@ impl Terminal {
         io::stdin().read_line(&mut answer).map_err(|e| Failed::new(exit::FAILED, format!("cannot read the answer: {e}"), ""))?;
         Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
+}
+
+/// The same value that JSON says. Straight from the type, a variant with a content would become a tag (`!notEnforceable`), which only
+/// readers that know the type can read.
+fn yaml(value: &impl Serialize) -> Result<String, Box<dyn std::error::Error>> {
+    let value: serde_norway::Value = serde_json::from_str(&serde_json::to_string(value)?)?;
+    Ok(serde_norway::to_string(&value)?)
 }
 
 /// Columns are padded to their width; the blanks at the end of a line are in nobody's interest.

@@ -11,7 +11,7 @@ use super::output::{Failed, Terminal, count};
 use super::{exit, tables};
 use crate::api::ask::{FlowFilter, GraphFilter};
 use crate::api::view::{
-    AuditLine, FlowLine, FlowView, GraphView, GuardrailView, NetworkView, PolicyView, SegmentView, SuggestionLine, VersionView,
+    AuditLine, FlowLine, FlowView, GraphView, GuardrailView, NetworkView, PolicyView, SegmentView, StatusView, SuggestionLine, VersionView,
     WorkloadView,
 };
 use crate::render;
@@ -108,6 +108,18 @@ fn live(terminal: &Terminal, view: &FlowView) -> String {
     format!("{} {verdict} {rest} ({reason})", super::when::moment(flow.time))
 }
 
+/// How the first one of a kind comes to be.
+fn first(kind: &str) -> &'static str {
+    match kind {
+        "policy" => "`bulkhead get suggestions` lists what is proposed, `bulkhead approve` makes a policy of it.",
+        "segment" => "`bulkhead segment add` makes one.",
+        "guardrail" => "`bulkhead apply -f` takes one.",
+        "quarantine" => "`bulkhead quarantine WORKLOAD` cuts one off.",
+        "decision" => "`bulkhead approve` makes one.",
+        _ => "`bulkhead status` says what is known of the nodes.",
+    }
+}
+
 /// Keeps what is named, all if nothing is; what is named and not there is an error.
 fn named<T>(mut all: Vec<T>, names: &[String], kind: &str, name: impl Fn(&T) -> String) -> Result<Vec<T>, Failed> {
     if names.is_empty() {
@@ -116,7 +128,8 @@ fn named<T>(mut all: Vec<T>, names: &[String], kind: &str, name: impl Fn(&T) -> 
     for wanted in names {
         if !all.iter().any(|item| name(item) == *wanted) {
             let known: Vec<String> = all.iter().map(&name).collect();
-            let next = if known.is_empty() { format!("There is no {kind} yet.") } else { format!("Known: {}", known.join(", ")) };
+            let next =
+                if known.is_empty() { format!("There is no {kind} yet. {}", first(kind)) } else { format!("Known: {}", known.join(", ")) };
             return Err(Failed::new(exit::NOT_FOUND, format!("no {kind} \"{wanted}\""), next));
         }
     }
@@ -150,7 +163,8 @@ pub(super) fn get(client: &Client, terminal: &Terminal, args: GetArgs) -> Result
         Kind::Segments if text => {
             let all: Vec<SegmentView> = client.get("/api/v1/segments")?;
             let views = named(all, &names, "segment", |view| view.segment.name.clone())?;
-            show(tables::segments(&views, wide), "No segment, and no Compose project runs: `bulkhead segment add` makes one.")
+            let usual = "No segment, and no Compose project runs: `bulkhead segment add` makes one.";
+            show(tables::segments(&views, wide), none(client, &views, usual)?)
         }
         Kind::Quarantines if text => {
             let all: Vec<policy::policy_set::Quarantine> = client.get("/api/v1/quarantines")?;
@@ -169,12 +183,20 @@ pub(super) fn get(client: &Client, terminal: &Terminal, args: GetArgs) -> Result
         Kind::Workloads => {
             let all: Vec<WorkloadView> = client.get("/api/v1/workloads")?;
             let views = named(all, &names, "workload", |view| view.workload.to_string())?;
-            if text { show(tables::workloads(&views, wide), "No workload runs.") } else { terminal.data(&views, format) }
+            if text {
+                show(tables::workloads(&views, wide), none(client, &views, "No workload runs.")?)
+            } else {
+                terminal.data(&views, format)
+            }
         }
         Kind::Networks => {
             let all: Vec<NetworkView> = client.get("/api/v1/networks")?;
             let views = named(all, &names, "network", |view| view.name.clone())?;
-            if text { show(tables::networks(&views, wide), "No network is known.") } else { terminal.data(&views, format) }
+            if text {
+                show(tables::networks(&views, wide), none(client, &views, "No network is known.")?)
+            } else {
+                terminal.data(&views, format)
+            }
         }
         Kind::Decisions => {
             let all: Vec<Decision> = client.get("/api/v1/decisions")?;
@@ -182,6 +204,22 @@ pub(super) fn get(client: &Client, terminal: &Terminal, args: GetArgs) -> Result
             if text { show(tables::decisions(&views, wide), "Nothing was decided yet.") } else { terminal.data(&views, format) }
         }
     }
+}
+
+/// What an empty list means: nothing is there, or nothing is known.
+fn none<T>(client: &Client, listed: &[T], usual: &'static str) -> Result<&'static str, Failed> {
+    if !listed.is_empty() {
+        return Ok(usual);
+    }
+    let status: StatusView = client.get("/api/v1/status")?;
+    if status.nodes.is_empty() {
+        return Ok("No agent has reported yet: what runs is not known (`sudo bulkhead up` starts one, `bulkhead status` says more).");
+    }
+    // A node tells of its engine as soon as it knows; before that it has no version.
+    if status.nodes.iter().any(|node| node.status.version.is_empty()) {
+        return Ok("The engine has not answered yet: what runs is not known (`sudo bulkhead check` says why).");
+    }
+    Ok(usual)
 }
 
 /// Objects as documents of their kind.

@@ -102,10 +102,67 @@ impl Decided {
         Self { remember, forget, rules, notes, ..Self::new(set, action, subject, comment) }
     }
 
+    /// Nothing is recorded of it, unless it is to be recorded always.
+    pub(crate) fn changes_nothing(&self, state: &State) -> bool {
+        self.set == state.set && self.remember.is_empty() && self.forget.is_empty()
+    }
+
     fn note(mut self, note: impl Into<String>) -> Self {
         self.notes.push(note.into());
         self
     }
+}
+
+/// What a decision would make, for its forecast.
+#[derive(Clone, Debug)]
+pub(crate) struct Would {
+    /// What would be in force.
+    pub(crate) set: PolicySet,
+    /// What is different in it.
+    pub(crate) changes: Vec<String>,
+    /// Made from what is in force since this generation.
+    pub(crate) generation: u64,
+}
+
+impl Would {
+    pub(crate) fn of(state: &State, decided: Decided) -> Self {
+        let changes = documents::changes(&state.set, &decided.set);
+        Self { set: decided.set, changes, generation: state.generation }
+    }
+}
+
+/// Whether what such a change would cut is told before it is made: something is in Enforce with it; of members, somebody who was not.
+pub(crate) fn is_foretold(state: &State, request: &Request, after: &PolicySet) -> bool {
+    match request {
+        Request::Members(_) => segment::brings_under_enforce(state, after),
+        _ => enforces(&state.set, after),
+    }
+}
+
+fn enforces(before: &PolicySet, after: &PolicySet) -> bool {
+    before != after && after.segments.values().any(|segment| segment.mode == Mode::Enforce)
+}
+
+/// That what changes a policy while something is in Enforce with it is what was foreseen: its request names the generation of the
+/// forecast. Asked at the decision itself, since between a look at what is in force and the decision a segment may go to Enforce.
+pub(crate) fn must_be_confirmed(state: &State, request: &Request, decided: &Decided) -> Result<(), HubError> {
+    let confirm = match request {
+        Request::Edit(_, edit) => edit.confirm,
+        Request::Revert(revert) => revert.confirm,
+        // Who is put under a segment that enforces, or taken out of one whose project's does.
+        Request::Members(members) => members.confirm,
+        // A document may be a review too, which is told to whoever reads the suggestion.
+        Request::Apply(apply) if decided.action == Action::Edit => apply.confirm,
+        _ => return Ok(()),
+    };
+    if confirm.is_some() || is_foretold(state, request, &decided.set) { must_be_foreseen(state, confirm) } else { Ok(()) }
+}
+
+const NOTHING_DIFFERENT: &str = "Nothing is different.";
+
+/// What is different, a sentence each, or that nothing is.
+fn told(changes: &[String]) -> Vec<String> {
+    if changes.is_empty() { vec![NOTHING_DIFFERENT.to_owned()] } else { changes.to_vec() }
 }
 
 impl From<Refused> for HubError {
@@ -171,6 +228,10 @@ pub(crate) fn decide(state: &State, request: &Request, history: &History) -> Res
     };
     decided.remember.retain(|rejected| !state.rejected.contains(rejected));
     decided.forget.retain(|rejected| state.rejected.contains(rejected));
+    // What they say is so from now on was so before.
+    if decided.changes_nothing(state) && matches!(decided.action, Action::Approve | Action::Reject | Action::Allow) {
+        decided.notes.insert(0, NOTHING_DIFFERENT.to_owned());
+    }
     Ok(decided)
 }
 
@@ -268,12 +329,13 @@ fn edited(state: &State, workload: &Workload, request: &Edit) -> Result<Decided,
     }
     state.must_know(workload)?;
     let mut decided = Decided::reviewed(review::edit(&state.set, policy, &state.known())?, Action::Edit, workload, &request.comment);
+    decided.notes.splice(..0, told(&documents::changes(&state.set, &decided.set)));
     decided.notes.extend(hint(state, &decided.set, workload));
     Ok(decided)
 }
 
 fn reverted(state: &State, request: &Revert, history: &History) -> Result<Decided, HubError> {
-    let Revert { workload, to, comment } = request;
+    let Revert { workload, to, comment, confirm: _ } = request;
     let revisions = &history.revisions;
     let Some(current) = revisions.last() else {
         state.must_know(workload)?;
@@ -289,9 +351,21 @@ fn reverted(state: &State, request: &Revert, history: &History) -> Result<Decide
             return Err(HubError::not_found(what, format!("It has 1 to {}; 0 is the time before it had one.", current.revision)));
         }
     };
+    if earlier.is_none() && !state.networks.contains_key(workload) && state.set.segments.values().any(|s| s.mode == Mode::Enforce) {
+        // Whether somebody of that name runs must not be judged by a list that is still to come.
+        state.must_see_nodes()?;
+    }
     let reviewed = review::revert(&state.set, workload, earlier, &state.networks, state.now)?;
-    let note = format!("{workload}: revision {wanted} is in force again.");
-    Ok(Decided::reviewed(reviewed, Action::Revert, format_args!("{workload} to revision {wanted}"), comment).note(note))
+    let note = match earlier {
+        Some(_) => format!("{workload}: revision {wanted} is in force again."),
+        None if state.scene().segment(workload).is_some_and(|segment| segment.mode == Mode::Enforce) => {
+            format!("{workload} has no policy any more: should one of that name come, all of its traffic is denied.")
+        }
+        None => format!("{workload} has no policy any more."),
+    };
+    let mut decided = Decided::reviewed(reviewed, Action::Revert, format_args!("{workload} to revision {wanted}"), comment);
+    decided.notes.splice(..0, told(&documents::changes(&state.set, &decided.set)));
+    Ok(if decided.set == state.set { decided } else { decided.note(note) })
 }
 
 fn quarantined(state: &State, request: &OfWorkload) -> Result<Decided, HubError> {
@@ -321,9 +395,8 @@ fn released(state: &State, request: &OfWorkload) -> Result<Decided, HubError> {
 
 /// Documents before they are applied: the set they would make, if that enforces something; then it must be foreseen.
 pub(crate) fn to_apply(state: &State, request: &Apply) -> Result<Option<PolicySet>, HubError> {
-    let documents::Wanted::Set(set, _) = documents::read(state, &request.file, &request.text)? else { return Ok(None) };
-    let enforces = set.segments.values().any(|segment| segment.mode == Mode::Enforce);
-    if set == state.set || !enforces {
+    let documents::Wanted::Set(set, _) = documents::read(state, &request.documents)? else { return Ok(None) };
+    if !enforces(&state.set, &set) {
         return Ok(None);
     }
     if !to_be_enforced(&state.set, &set).is_empty() {
@@ -335,7 +408,7 @@ pub(crate) fn to_apply(state: &State, request: &Apply) -> Result<Option<PolicySe
 }
 
 fn applied(state: &State, request: &Apply) -> Result<Decided, HubError> {
-    let (set, about) = match documents::read(state, &request.file, &request.text)? {
+    let (set, about) = match documents::read(state, &request.documents)? {
         documents::Wanted::Set(set, about) => (set, about),
         documents::Wanted::Review(mut review) => {
             if review.comment.is_empty() {
@@ -347,12 +420,10 @@ fn applied(state: &State, request: &Apply) -> Result<Decided, HubError> {
     review::within_guardrails(&state.set, &set)?;
     let changes = documents::changes(&state.set, &set);
     let notes = refuse_unlearned(state, &set, &request.deny_unlearned)?;
-    if !request.dry_run && (request.confirm.is_some() || !to_be_enforced(&state.set, &set).is_empty()) {
-        must_be_foreseen(state, request.confirm)?;
-    }
     let mut decided = Decided::new(set, Action::Edit, about, &request.comment);
-    decided.notes = if changes.is_empty() { vec!["Nothing is different.".to_owned()] } else { changes.clone() };
+    decided.notes = told(&changes);
     decided.notes.extend(notes);
+    decided.notes.extend(never_seen(state, &decided.set));
     decided.notes.extend(loosened(state, &decided.set));
     if decided.set.guardrails != state.set.guardrails {
         let breaches = guardrail::in_force(&decided.set, state.now);
@@ -365,6 +436,28 @@ fn applied(state: &State, request: &Apply) -> Result<Decided, HubError> {
         decided.notes.push("Dry run: nothing was changed.".to_owned());
     }
     Ok(decided)
+}
+
+/// So many names are told one by one; beyond them it is a host that is set up before its workloads come.
+const REMARKED: usize = 5;
+
+/// Policies that a document brings for workloads of which nothing was ever seen: they may come, or be mistyped.
+fn never_seen(state: &State, set: &PolicySet) -> Vec<String> {
+    let seen = state.seen();
+    let changed = set.policies.iter().filter(|(workload, policy)| state.set.policies.get(*workload) != Some(*policy));
+    let unseen: Vec<&Workload> = changed.map(|(workload, _)| workload).filter(|workload| !seen.contains(workload)).collect();
+    if unseen.len() > REMARKED {
+        return vec![format!("{} of these policies wait for workloads that were never seen here: {}, ...", unseen.len(), unseen[0])];
+    }
+    let note = |workload: &Workload| {
+        let alike = state.alike(workload);
+        let meant = if alike.is_empty() { String::new() } else { format!(" Did you mean {}?", alike.join(" or ")) };
+        format!(
+            "no workload {workload} was ever seen here: its policy waits for one of that name, and `bulkhead revert {workload} --to 0` takes \
+             it out.{meant}"
+        )
+    };
+    unseen.into_iter().map(note).collect()
 }
 
 fn deleted(state: &State, request: &Delete) -> Result<Decided, HubError> {

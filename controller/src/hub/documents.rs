@@ -1,5 +1,7 @@
 //! The objects in force as documents of their kinds, and back: export, apply, edit.
 
+use std::collections::BTreeMap;
+
 use crds::policy_review::{PolicyReviewSpec, Verdict};
 use crds::{Intent, Object, network_policy, yaml};
 use ipnet::IpNet;
@@ -13,12 +15,30 @@ use crate::api::ask::{Export, ExportFormat, Review};
 use crate::api::view::Document;
 
 fn unreadable(file: &str, error: &dyn std::error::Error) -> HubError {
-    let next = "Nothing was changed. `bulkhead get policies -o yaml` shows what such a document looks like.";
     let place = if file == "-" { "the input" } else { file };
-    HubError::invalid(format_args!("{place}: {}", super::chain(error)), next)
+    let what = super::chain(error);
+    let next = format!("Nothing was changed. {}", example(&what));
+    HubError::invalid(format_args!("{place}: {what}"), next)
 }
 
-/// What a file asks for.
+/// Where a person finds a good document of the kind that an error is about.
+fn example(error: &str) -> &'static str {
+    let mut kinds = Object::KINDS.iter().filter(|kind| error.contains(**kind));
+    match (kinds.next().copied(), kinds.next()) {
+        (Some("WorkloadPolicy"), None) => {
+            "`bulkhead get policies -o yaml` shows what is in force, crds/README.md what a WorkloadPolicy looks like."
+        }
+        (Some("Segment"), None) => "`bulkhead get segments -o yaml` shows what a Segment looks like.",
+        (Some("Guardrail"), None) => "crds/README.md shows what a Guardrail looks like.",
+        (Some("Quarantine"), None) => "`bulkhead quarantine WORKLOAD` does the same without a document.",
+        // More than one: it says which there are. None: it does not know what it should be.
+        (Some(_), _) | (None, _) => {
+            "crds/README.md shows what documents look like; crds/tests/good-input/every-kind.yaml has one of each kind."
+        }
+    }
+}
+
+/// What documents ask for.
 pub(crate) enum Wanted {
     /// What is in force with its objects put in, and what they are.
     Set(PolicySet, String),
@@ -26,15 +46,36 @@ pub(crate) enum Wanted {
     Review(Review),
 }
 
-/// Reads a file of objects.
-pub(crate) fn read(state: &State, file: &str, text: &str) -> Result<Wanted, HubError> {
-    let objects = yaml::read(&as_documents(text)).map_err(|e| unreadable(file, &e))?;
+/// The objects of all files, each with its file; which of two that are the same is meant, nobody could say.
+fn objects_of(files: &[Document]) -> Result<Vec<(&str, Object)>, HubError> {
+    let mut found = Vec::new();
+    let mut seen: BTreeMap<(&'static str, String), &str> = BTreeMap::new();
+    for Document { file, text } in files {
+        for object in yaml::read(&as_documents(text)).map_err(|e| unreadable(file, &e))? {
+            let subject = object.subject().map_err(|e| unreadable(file, &e))?;
+            if let Some(first) = seen.insert((object.kind(), subject), file) {
+                return Err(HubError::invalid(
+                    format_args!("{file}: {object} is in {first} too: which one is meant?"),
+                    "Nothing was changed. Take one of the two away.",
+                ));
+            }
+            found.push((file.as_str(), object));
+        }
+    }
+    Ok(found)
+}
+
+/// Reads files of objects.
+pub(crate) fn read(state: &State, files: &[Document]) -> Result<Wanted, HubError> {
+    let objects = objects_of(files)?;
     if objects.is_empty() {
-        return Err(HubError::invalid(format_args!("{file}: there is no object in it"), ""));
+        let names = files.iter().map(|document| document.file.as_str()).collect::<Vec<_>>().join(", ");
+        let next = "Nothing was changed. crds/README.md shows what documents look like; `bulkhead export` writes those in force.";
+        return Err(HubError::invalid(format_args!("{names}: there is no object in it"), next));
     }
     let mut set = state.set.clone();
     let mut about = Vec::new();
-    for object in &objects {
+    for &(file, ref object) in &objects {
         about.push(object.to_string());
         match object.intent().map_err(|e| unreadable(file, &e))? {
             Intent::Segment(segment) => {

@@ -106,6 +106,23 @@ pub(crate) fn end_is(text: &str, end: &Endpoint) -> bool {
     }
 }
 
+/// That something here is called so, or is of a sort that may come any time.
+pub(crate) fn must_know_end(state: &State, text: &str) -> Result<(), HubError> {
+    let any_time = ["host", "outside", "unmanaged", "unknown"].iter().any(|sort| text.split(':').next() == Some(*sort));
+    let seen = || state.graph.endpoints().chain(state.flows.iter().flat_map(|kept| [&kept.view.flow.from, &kept.view.flow.to]));
+    let runs = || state.known().into_iter().any(|workload| end_is(text, &Endpoint::Workload(workload)));
+    if any_time || seen().any(|end| end_is(text, end)) || runs() {
+        return Ok(());
+    }
+    match text.parse::<Workload>() {
+        Ok(workload) => state.must_know(&workload),
+        Err(_) => {
+            let next = "Write shop/web, shop/ (a whole project), web, host:, outside: or outside:192.0.2.0/24. `bulkhead get workloads` lists who runs.";
+            Err(HubError::not_found(format_args!("\"{text}\" is no end of a flow that is known here"), next))
+        }
+    }
+}
+
 fn within(text: Option<&str>, address: std::net::IpAddr) -> bool {
     text.and_then(|text| text.parse::<ipnet::IpNet>().ok()).is_some_and(|net| net.contains(&address))
 }

@@ -53,6 +53,8 @@ pub struct State {
     parts: learn::Kept,
     /// Workloads whose suggestion is behind the graph.
     stale: Stale,
+    /// Those of them that are being made anew.
+    relearning: BTreeSet<Workload>,
     /// Healthy time has passed since all were learned, and when that was.
     clock_moved: bool,
     learned: Timestamp,
@@ -104,6 +106,7 @@ impl State {
             halves: Halves::default(),
             parts: learn::Kept::new(),
             stale: Stale::All,
+            relearning: BTreeSet::new(),
             clock_moved: false,
             learned: now,
             now,
@@ -151,15 +154,38 @@ impl State {
 
     /// That this workload may be named, or what else could be meant.
     pub(crate) fn must_know(&self, workload: &Workload) -> Result<(), HubError> {
-        if self.known().contains(workload) {
+        let seen = || self.graph.endpoints().any(|endpoint| endpoint.workload() == Some(workload));
+        if self.networks.contains_key(workload) || self.set.policies.contains_key(workload) || seen() {
             return Ok(());
         }
-        let alike: Vec<String> = self.known().iter().filter(|w| w.name() == workload.name()).map(ToString::to_string).collect();
-        let next = match alike.as_slice() {
+        let next = match self.alike(workload).as_slice() {
             [] => "`bulkhead get workloads` lists those that run.".to_owned(),
             alike => format!("Did you mean {}?", alike.join(" or ")),
         };
         Err(HubError::not_found(format_args!("no workload {workload} was ever seen here"), next))
+    }
+
+    /// Those that run, or that traffic was seen of.
+    pub(crate) fn seen(&self) -> BTreeSet<&Workload> {
+        self.networks.keys().chain(self.graph.endpoints().filter_map(Endpoint::workload)).collect()
+    }
+
+    /// Others of that name, in another project; where there are none, whose name is a slip away.
+    pub(crate) fn alike(&self, workload: &Workload) -> Vec<String> {
+        let known = self.known();
+        let others = || known.iter().filter(|w| *w != workload);
+        let mut alike: Vec<String> = others().filter(|w| w.name() == workload.name()).map(ToString::to_string).collect();
+        if alike.is_empty() {
+            alike.extend(nearest(&workload.to_string(), others().map(ToString::to_string)));
+        }
+        alike
+    }
+
+    /// A generation that is newer than all that nodes have of this store, where one has a newer plan than the store itself: it was put
+    /// back from a copy. Else 0.
+    pub(crate) fn beyond_all(&self) -> u64 {
+        let own = self.nodes.values().filter(|node| node.status.store == self.store).map(|node| node.status.generation);
+        own.max().filter(|newest| *newest > self.generation).map_or(0, |newest| newest + 1)
     }
 
     /// That what runs is known: a switch to Enforce must not be judged by a list that is still to come.
@@ -211,11 +237,12 @@ impl State {
         }
         self.networks = networks;
         self.index = OnceLock::new();
-        self.stale = Stale::All;
+        self.all_stale();
     }
 
     /// Something else than the graph changed that suggestions depend on.
     pub(crate) fn all_stale(&mut self) {
+        self.relearning.clear();
         self.stale = Stale::All;
     }
 
@@ -231,34 +258,44 @@ impl State {
     pub(crate) fn looked_at(&mut self) {
         const AT_MOST: SignedDuration = SignedDuration::from_secs(1);
         if self.clock_moved && self.now.duration_since(self.learned) >= AT_MOST {
-            self.stale = Stale::All;
+            self.all_stale();
         }
+    }
+
+    /// From now on everything that is behind is made anew, by [`State::relearn_some`].
+    pub(crate) fn begin_relearning(&mut self) {
+        match std::mem::replace(&mut self.stale, Stale::Some(BTreeSet::new())) {
+            Stale::All => {
+                (self.clock_moved, self.learned) = (false, self.now);
+                self.look_around();
+                self.parts = learn::Kept::new();
+                self.relearning = self.learner().workloads().into_iter().cloned().collect();
+            }
+            Stale::Some(workloads) => self.relearning.extend(workloads),
+        }
+    }
+
+    /// Whether [`State::relearn_some`] has anything left to do.
+    pub(crate) fn is_relearning(&self) -> bool {
+        !self.relearning.is_empty()
     }
 
     /// Makes the suggestions anew that are behind; returns those whose digest moved, to be noted in the store.
     pub(crate) fn relearn(&mut self) -> Vec<(Workload, Revision)> {
-        let stale = std::mem::replace(&mut self.stale, Stale::Some(BTreeSet::new()));
-        let outlines = match &stale {
-            Stale::Some(workloads) if workloads.is_empty() => return Vec::new(),
-            Stale::All => {
-                (self.clock_moved, self.learned) = (false, self.now);
-                self.look_around();
-                let mut parts = learn::Kept::new();
-                let learner = self.learner();
-                let outlines = outlines(learner, &learner.workloads().into_iter().collect::<Vec<_>>(), &mut parts);
-                self.parts = parts;
-                outlines
-            }
-            Stale::Some(workloads) => {
-                self.context.now = self.now;
-                let windows = self.windows(workloads.iter());
-                self.context.windows.extend(windows);
-                let mut parts = std::mem::take(&mut self.parts);
-                let outlines = outlines(self.learner(), &workloads.iter().collect::<Vec<_>>(), &mut parts);
-                self.parts = parts;
-                outlines
-            }
-        };
+        self.begin_relearning();
+        self.relearn_some(usize::MAX)
+    }
+
+    /// The same of at most so many workloads of those that are being made anew.
+    pub(crate) fn relearn_some(&mut self, most: usize) -> Vec<(Workload, Revision)> {
+        let others = self.relearning.iter().nth(most).cloned().map(|first| self.relearning.split_off(&first));
+        let now = std::mem::replace(&mut self.relearning, others.unwrap_or_default());
+        self.context.now = self.now;
+        let windows = self.windows(now.iter());
+        self.context.windows.extend(windows);
+        let mut parts = std::mem::take(&mut self.parts);
+        let outlines = outlines(self.learner(), &now.iter().collect::<Vec<_>>(), &mut parts);
+        self.parts = parts;
         let mut moved = Vec::new();
         for outline in outlines {
             let before = self.context.previous.get(&outline.workload);
@@ -328,6 +365,13 @@ impl State {
     }
 }
 
+/// The name that was most likely meant: one or two slips away, and not so short that anything would be near.
+fn nearest(typed: &str, names: impl Iterator<Item = String>) -> Option<String> {
+    let slips = |name: &str| if typed.len().min(name.len()) < 6 { 1 } else { 2 };
+    let near = names.map(|name| (strsim::osa_distance(typed, &name), name));
+    near.filter(|(distance, name)| *distance <= slips(name)).min().map(|(_, name)| name)
+}
+
 /// Outlines of these workloads, by as many threads as there are cores: nothing is learned of one from another. What is kept of large
 /// ones is used, and kept anew.
 pub fn outlines(learner: Learner<'_>, workloads: &[&Workload], parts: &mut learn::Kept) -> Vec<Outline> {
@@ -363,3 +407,6 @@ pub fn outlines(learner: Learner<'_>, workloads: &[&Workload], parts: &mut learn
     };
     found.into_iter().map(keep).collect()
 }
+
+#[cfg(test)]
+mod tests;

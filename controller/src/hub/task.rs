@@ -16,17 +16,19 @@ use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, error, info, warn};
 
-use super::decide::{Decided, History, Request, decide, next_expiry};
+use super::decide::{Decided, History, Request, Would, decide, must_be_confirmed, next_expiry};
 use super::node::Session;
 use super::state::{Kept, State, node_plan};
 use super::{Ask, Hub, HubError, PreviewAnswers, chain, promotion};
 use crate::api::view::Outcome;
 use crate::session::{Applied, Attachment, BatchIn, Event, Greeting, NotStored, Order, Report};
-use crate::store::{Change, DecisionDraft, RejectedRule, Store, StoreError};
+use crate::store::{Change, DecisionDraft, InForce, RejectedRule, Store, StoreError};
 
 /// How often what is new is learned, and what has run out is looked for. Faster than a person reads; a graph of 10,000 edges is
 /// learned in well under this.
 const TICK: Duration = Duration::from_secs(1);
+/// Workloads that are learned in one go: some hundredths of a second where they have many rules and edges.
+const LEARNED_AT_ONCE: usize = 256;
 /// How often the clock alone moves suggestions (phase, coverage) and promotion rules are looked at.
 const SLOW_TICK: Duration = Duration::from_secs(30);
 /// Orders that may wait for one session. An agent that doesn't take them for so long has a broken session.
@@ -129,6 +131,8 @@ impl Task {
                 Some(ask) = asks.recv() => { self.now(); self.ask(ask).await }
                 _ = tick.tick() => { self.now(); self.tick().await }
                 _ = slow.tick() => { self.now(); self.slow_tick().await }
+                // Between the others: who decides does not wait until all is learned.
+                () = std::future::ready(()), if self.state.is_relearning() => { self.now(); self.relearn_some() }
                 // True, or the sender is gone with the process around it.
                 () = stopped(&mut stop) => break,
             }
@@ -143,7 +147,7 @@ impl Task {
     }
 
     async fn tick(&mut self) {
-        self.relearn();
+        self.state.begin_relearning();
         self.measure();
         self.note_suggestions().await;
         if next_expiry(&self.state.set).is_some_and(|at| at <= self.state.now) {
@@ -164,6 +168,10 @@ impl Task {
                 Err(error) => warn!(%segment, error = chain(&error), "promotion refused"),
             }
         }
+    }
+
+    fn relearn_some(&mut self) {
+        self.unnoted.extend(self.state.relearn_some(LEARNED_AT_ONCE));
     }
 
     fn relearn(&mut self) {
@@ -212,6 +220,10 @@ impl Task {
                 let outcome = self.decide(*request, who).await;
                 // Whoever asked went away; it is decided and recorded all the same.
                 drop(reply.send(outcome));
+            }
+            Ask::Would { request, reply } => {
+                let would = self.would(&request).await;
+                drop(reply.send(would.map(|decided| Would::of(&self.state, decided))));
             }
             Ask::Preview { plan, reply } => drop(reply.send(self.preview(&plan))),
         }
@@ -414,20 +426,29 @@ impl Task {
         answers
     }
 
-    async fn decide(&mut self, request: Request, who: Who) -> Result<Outcome, HubError> {
-        self.relearn();
+    async fn would(&mut self, request: &Request) -> Result<Decided, HubError> {
+        if matches!(request, Request::Review(_)) {
+            // Of a suggestion as it is now. Nothing else reads one, and a quarantine does not wait for all of them.
+            self.relearn();
+        }
         let mut history = History::default();
-        if let Request::Revert(revert) = &request {
+        if let Request::Revert(revert) = request {
             history.revisions = self.store.revisions(&revert.workload).await.map_err(HubError::Store)?;
         }
-        let decided = decide(&self.state, &request, &history)?;
-        let unchanged = decided.set == self.state.set && decided.remember.is_empty() && decided.forget.is_empty();
-        if decided.dry_run || (unchanged && !decided.always) {
+        decide(&self.state, request, &history)
+    }
+
+    async fn decide(&mut self, request: Request, who: Who) -> Result<Outcome, HubError> {
+        let decided = self.would(&request).await?;
+        if decided.dry_run || (decided.changes_nothing(&self.state) && !decided.always) {
             return Ok(Outcome { recorded: None, generation: self.state.generation, notes: decided.notes, ..Outcome::default() });
         }
+        must_be_confirmed(&self.state, &request, &decided)?;
         let Decided { set, remember, forget, action, subject, digest, rules, comment, notes, adopt, .. } = decided;
+        let at_least = if adopt { self.state.beyond_all() } else { 0 };
         let change = Change {
-            expected: self.state.generation,
+            at_least,
+            before: InForce { generation: self.state.generation, set: self.state.set.clone() },
             set: set.clone(),
             rejected: remember.iter().cloned().map(to_store).collect(),
             accepted: forget.iter().cloned().map(to_store).collect(),
@@ -448,11 +469,14 @@ impl Task {
             }
         }
         let change = PlanChange::between(&state.store, (state.generation, &state.set), (decision.generation, &set));
+        // Segments and quarantines are nothing that suggestions depend on.
+        if set.policies != state.set.policies || set.guardrails != state.set.guardrails || !(remember.is_empty() && forget.is_empty()) {
+            state.all_stale();
+        }
         state.put_in_force(set, decision.generation);
         state.rejected.extend(remember);
         state.rejected.retain(|rule| !forget.contains(rule));
         state.decisions.push(decision.clone());
-        state.all_stale();
         self.send_plan(None, adopt, Some(change));
         Ok(Outcome { recorded: Some(decision), generation: self.state.generation, notes, ..Outcome::default() })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use policy::check::half_approved;
+use policy::check::{HalfApproved, half_approved};
 use policy::diff::{self, SuggestionDiff};
 use policy::graph::EdgeKey;
 use policy::guardrail;
@@ -14,7 +14,7 @@ use policy::{Endpoint, Evidence, Inventory, Mode, Segment, Standing, Verdict, Wo
 
 use super::HubError;
 use super::decide::implicit;
-use super::name::end_is;
+use super::name::{end_is, must_know_end};
 use super::state::State;
 use crate::api::ask::{FlowFilter, GraphFilter};
 use crate::api::view::{
@@ -103,11 +103,17 @@ pub(crate) fn flow_fits(filter: &FlowFilter, view: &FlowView) -> bool {
 }
 
 /// Flows that are kept and fit, oldest first, and the number of the last one that came.
-pub(crate) fn flows(state: &State, filter: &FlowFilter) -> (Vec<FlowView>, u64) {
+///
+/// # Errors
+/// An end of the filter is nothing that is known here.
+pub(crate) fn flows(state: &State, filter: &FlowFilter) -> Result<(Vec<FlowView>, u64), HubError> {
+    for end in [&filter.from, &filter.to].into_iter().flatten() {
+        must_know_end(state, end)?;
+    }
     let fitting = state.flows.iter().rev().filter(|kept| flow_fits(filter, &kept.view));
     let mut found: Vec<FlowView> = fitting.take(filter.last.unwrap_or(usize::MAX)).map(|kept| kept.view.clone()).collect();
     found.reverse();
-    (found, state.flows_seen)
+    Ok((found, state.flows_seen))
 }
 
 /// One line a suggestion.
@@ -250,12 +256,16 @@ pub(crate) fn networks(state: &State) -> Vec<NetworkView> {
 
 /// One policy.
 pub(crate) fn policy(state: &State, workload: &Workload) -> Result<PolicyView, HubError> {
+    policy_among(state, workload, &half_approved(&state.set.policies, state.now))
+}
+
+/// `halves`: of all policies. To find them takes as long as all policies are large.
+fn policy_among(state: &State, workload: &Workload, halves: &[HalfApproved]) -> Result<PolicyView, HubError> {
     state.must_know(workload)?;
     let next = format!("`bulkhead describe suggestion {workload}` shows what could be approved.");
     let policy =
         state.set.policies.get(workload).ok_or_else(|| HubError::not_found(format_args!("{workload} has no approved policy"), next))?;
     let (revision, decision) = state.revisions.get(workload).copied().unwrap_or_default();
-    let halves = half_approved(&state.set.policies, state.now);
     Ok(PolicyView {
         policy: policy.clone(),
         revision,
@@ -270,7 +280,8 @@ fn recorded(state: &State, number: u64) -> Option<&Decision> {
 
 /// Every policy in force.
 pub(crate) fn policies(state: &State) -> Result<Vec<PolicyView>, HubError> {
-    state.set.policies.keys().map(|workload| policy(state, workload)).collect()
+    let halves = half_approved(&state.set.policies, state.now);
+    state.set.policies.keys().map(|workload| policy_among(state, workload, &halves)).collect()
 }
 
 /// What a switch to Enforce would deny of the graph, as edges.
@@ -337,12 +348,7 @@ fn notes(state: &State) -> Vec<String> {
     let scene = state.scene();
     let enforced = state.networks.keys().filter(|workload| matches!(scene.standing(workload), Standing::Enforce(_)));
     let unlearned: Vec<String> = enforced.filter(|w| !state.set.policies.contains_key(*w)).map(ToString::to_string).collect();
-    if !state.networks.is_empty() {
-        notes.push(
-            "Names are not enforced yet: every workload can resolve names through the engine's resolver, and data can leave that way."
-                .to_owned(),
-        );
-    }
+    notes.extend(names_note(state));
     if !unlearned.is_empty() {
         notes.push(format!("Under Enforce without an approved policy, so that all their traffic is denied: {}.", unlearned.join(", ")));
     }
@@ -367,6 +373,26 @@ fn notes(state: &State) -> Vec<String> {
         }
     }
     notes
+}
+
+/// Who can resolve names outside: that goes by where the engine asks.
+fn names_note(state: &State) -> Option<String> {
+    let containers = || state.nodes.values().flat_map(|node| node.inventory.containers.values());
+    let from_host = containers().any(|container| container.resolvers.is_empty());
+    let by_rule = containers().any(|container| !container.resolvers.is_empty());
+    let how = match (from_host, by_rule) {
+        (false, false) => return None,
+        (true, false) => "the engine asks for names outside from the host, where no policy applies, so every workload can resolve them",
+        (false, true) => {
+            "a workload in Enforce resolves names outside if the rule to its name server is in force (proposed as needed by the engine), \
+             any other always"
+        }
+        (true, true) => {
+            "a workload in Enforce resolves names outside if the rule to its name server is in force (proposed as needed by the engine) or \
+             the engine asks from the host for it, any other always"
+        }
+    };
+    Some(format!("Names are not enforced yet: {how}; data can leave that way."))
 }
 
 /// Whether an endpoint is a workload that runs.

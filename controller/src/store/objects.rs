@@ -1,6 +1,7 @@
 //! What is in force, and the record of who decided it. A decision and what it changes are one transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 
 use jiff::Timestamp;
 use policy::guardrail::Guardrail;
@@ -58,10 +59,12 @@ pub struct DecisionDraft {
 /// A decision with everything it changes.
 #[derive(Clone, Debug)]
 pub struct Change {
-    /// The generation in force when it was prepared.
-    pub expected: u64,
+    /// What was in force when it was prepared: only what differs from it is written, as much else as there may be.
+    pub before: InForce,
     /// What is in force from now on.
     pub set: PolicySet,
+    /// The generation is this one at least; 0: it is the next.
+    pub at_least: u64,
     /// Rules rejected by it.
     pub rejected: Vec<RejectedRule>,
     /// Rules rejected earlier and taken back by it.
@@ -90,29 +93,40 @@ const GUARDRAIL: &str = "guardrail";
 
 type Objects = BTreeMap<(&'static str, String), String>;
 
-/// The set as the rows that keep it.
-fn objects_of(set: &PolicySet) -> Result<Objects, StoreError> {
+/// A row that is to be another one.
+struct Turn {
+    kind: &'static str,
+    name: String,
+    /// `None`: it goes.
+    json: Option<String>,
+}
+
+/// The rows that keep one set made those that keep another.
+fn turns(before: &PolicySet, after: &PolicySet) -> Result<Vec<Turn>, StoreError> {
     // Taken apart by name: a field that is added asks here where it is kept.
-    let PolicySet { segments, policies, quarantines, guardrails } = set;
-    let mut objects = Objects::new();
-    let mut add = |kind, name: String, object: Result<String, serde_json::Error>| {
-        let json = object.map_err(|e| StoreError::Unreadable { kind, name: name.clone(), why: e.to_string() })?;
-        objects.insert((kind, name), json);
-        Ok(())
-    };
-    for (name, segment) in segments {
-        add(SEGMENT, name.clone(), to_json(segment))?;
+    let PolicySet { segments, policies, quarantines, guardrails } = after;
+    let mut turns = Vec::new();
+    turn(&mut turns, SEGMENT, &before.segments, segments)?;
+    turn(&mut turns, POLICY, &before.policies, policies)?;
+    turn(&mut turns, QUARANTINE, &before.quarantines, quarantines)?;
+    turn(&mut turns, GUARDRAIL, &before.guardrails, guardrails)?;
+    Ok(turns)
+}
+
+fn turn<K: Ord + Display, T: PartialEq + Serialize>(
+    turns: &mut Vec<Turn>,
+    kind: &'static str,
+    before: &BTreeMap<K, T>,
+    after: &BTreeMap<K, T>,
+) -> Result<(), StoreError> {
+    let gone = before.keys().filter(|name| !after.contains_key(*name));
+    turns.extend(gone.map(|name| Turn { kind, name: name.to_string(), json: None }));
+    for (name, object) in after.iter().filter(|(name, object)| before.get(name) != Some(object)) {
+        let name = name.to_string();
+        let json = to_json(object).map_err(|e| StoreError::Unreadable { kind, name: name.clone(), why: e.to_string() })?;
+        turns.push(Turn { kind, name, json: Some(json) });
     }
-    for (workload, policy) in policies {
-        add(POLICY, workload.to_string(), to_json(policy))?;
-    }
-    for (workload, quarantine) in quarantines {
-        add(QUARANTINE, workload.to_string(), to_json(quarantine))?;
-    }
-    for (name, guardrail) in guardrails {
-        add(GUARDRAIL, name.clone(), to_json(guardrail))?;
-    }
-    Ok(objects)
+    Ok(())
 }
 
 fn to_json(object: &impl Serialize) -> Result<String, serde_json::Error> {
@@ -162,25 +176,23 @@ fn set_of(objects: &Objects) -> Result<PolicySet, StoreError> {
     Ok(set)
 }
 
-async fn read_objects(connection: &mut SqliteConnection) -> Result<(u64, Objects), StoreError> {
-    let fail = || StoreError::database("read what is in force");
-    let mut tx = connection.begin().await.map_err(fail())?;
-    let found = objects_in(&mut tx).await?;
-    tx.commit().await.map_err(fail())?;
-    Ok(found)
-}
-
-async fn objects_in(tx: &mut Transaction<'_, Sqlite>) -> Result<(u64, Objects), StoreError> {
+async fn generation_in(tx: &mut Transaction<'_, Sqlite>) -> Result<u64, StoreError> {
     let fail = || StoreError::database("read what is in force");
     let generation: String =
         sqlx::query_scalar("SELECT value FROM meta WHERE name = 'generation'").fetch_one(&mut **tx).await.map_err(fail())?;
-    let generation = generation.parse().map_err(|_| StoreError::Unreadable {
+    generation.parse().map_err(|_| StoreError::Unreadable {
         kind: "generation",
         name: generation.clone(),
         why: "it is not a number".to_owned(),
-    })?;
+    })
+}
+
+async fn read_objects(connection: &mut SqliteConnection) -> Result<(u64, Objects), StoreError> {
+    let fail = || StoreError::database("read what is in force");
+    let mut tx = connection.begin().await.map_err(fail())?;
+    let generation = generation_in(&mut tx).await?;
     let mut objects = Objects::new();
-    for row in sqlx::query("SELECT kind, name, json FROM objects").fetch_all(&mut **tx).await.map_err(fail())? {
+    for row in sqlx::query("SELECT kind, name, json FROM objects").fetch_all(&mut *tx).await.map_err(fail())? {
         let (kind, name): (String, String) = (row.try_get(0).map_err(fail())?, row.try_get(1).map_err(fail())?);
         let kind = [SEGMENT, POLICY, QUARANTINE, GUARDRAIL]
             .into_iter()
@@ -188,6 +200,7 @@ async fn objects_in(tx: &mut Transaction<'_, Sqlite>) -> Result<(u64, Objects), 
             .ok_or_else(|| StoreError::Unreadable { kind: "object", name: name.clone(), why: format!("its kind is {kind:?}") })?;
         objects.insert((kind, name), row.try_get(2).map_err(fail())?);
     }
+    tx.commit().await.map_err(fail())?;
     Ok((generation, objects))
 }
 
@@ -335,18 +348,21 @@ async fn note_revisions<'a>(
 
 async fn commit(connection: &mut SqliteConnection, change: &Change) -> Result<Decision, StoreError> {
     let fail = || StoreError::database("record a decision");
-    let wanted = objects_of(&change.set)?;
+    let turns = turns(&change.before.set, &change.set)?;
+    // A decision that was acknowledged outlives a loss of power: an agent may have it on disk by then. Edges come again from the agents.
+    sqlx::query("PRAGMA synchronous = FULL").execute(&mut *connection).await.map_err(fail())?;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(fail())?;
-    let (found, before) = objects_in(&mut tx).await?;
-    if found != change.expected {
-        return Err(StoreError::Moved { expected: change.expected, found });
+    // Each change of the objects comes with another generation: these are the rows of that set.
+    let found = generation_in(&mut tx).await?;
+    if found != change.before.generation {
+        return Err(StoreError::Moved { expected: change.before.generation, found });
     }
-    let generation = if before == wanted { found } else { found + 1 };
+    let generation = if turns.is_empty() { found } else { found + 1 }.max(change.at_least);
     let number: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(number), 0) + 1 FROM decisions").fetch_one(&mut *tx).await.map_err(fail())?;
     let DecisionDraft { time, who, action, subject, digest, rules, comment } = change.decision.clone();
     let number = from_db("decision", "the next", number)?;
     let decision = Decision { number, time, who, action, subject, digest, rules, comment, generation };
-    write_objects(&mut tx, &before, &wanted, &decision).await?;
+    write_objects(&mut tx, &turns, &decision).await?;
     for (rule, rejected) in change.accepted.iter().map(|r| (r, false)).chain(change.rejected.iter().map(|r| (r, true))) {
         let query = sqlx::query(if rejected {
             "INSERT INTO rejected (workload, direction, peer, ports, decision) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING"
@@ -368,23 +384,14 @@ async fn commit(connection: &mut SqliteConnection, change: &Change) -> Result<De
         .await
         .map_err(fail())?;
     tx.commit().await.map_err(fail())?;
+    sqlx::query("PRAGMA synchronous = NORMAL").execute(connection).await.map_err(fail())?;
     Ok(decision)
 }
 
-async fn write_objects(
-    tx: &mut Transaction<'_, Sqlite>,
-    before: &Objects,
-    wanted: &Objects,
-    decision: &Decision,
-) -> Result<(), StoreError> {
+async fn write_objects(tx: &mut Transaction<'_, Sqlite>, turns: &[Turn], decision: &Decision) -> Result<(), StoreError> {
     let fail = || StoreError::database("record a decision");
     let (generation, number) = (to_db("generation", decision.generation)?, to_db("decision", decision.number)?);
-    let keys: BTreeSet<_> = before.keys().chain(wanted.keys()).collect();
-    for key @ (kind, name) in keys {
-        let json = wanted.get(key);
-        if before.get(key) == json {
-            continue;
-        }
+    for Turn { kind, name, json } in turns {
         let query = match json {
             Some(json) => sqlx::query(
                 "INSERT INTO objects (kind, name, generation, json) VALUES ($1, $2, $3, $4) \

@@ -4,7 +4,8 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -69,6 +70,25 @@ fn stored_plan(places: &Places) -> Option<NodePlan> {
     serde_json::from_slice(&output.stdout).ok()
 }
 
+/// A network namespace that stays while this is held, also if it was named by a process that `down` ends.
+struct Namespace(fs::File);
+
+impl Namespace {
+    /// By a file, or the number of a process in it.
+    fn open(named: &Path) -> Result<Self, SuperviseError> {
+        let number = named.to_str().filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
+        let path = number.map_or_else(|| named.to_owned(), |pid| format!("/proc/{pid}/ns/net").into());
+        let what =
+            format!("open the network namespace {}: give the number of a process in it, or a file such as /run/netns/NAME", path.display());
+        Ok(Self(fs::File::open(&path).map_err(io_at(what))?))
+    }
+
+    /// For a process that this one waits for.
+    fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
+    }
+}
+
 /// Takes everything away. `record` writes the decision down before anything is touched; it gets the subject and the comment, and
 /// says what could not be written.
 ///
@@ -78,6 +98,13 @@ pub fn down(places: &Places, args: &DownArgs, record: impl FnOnce(&str, &str) ->
     if !Uid::effective().is_root() {
         return Err(SuperviseError::NotRoot);
     }
+    let netns = args.netns.as_deref().map(Namespace::open).transpose()?;
+    let mut arguments: Vec<OsString> = vec!["down".into(), "--state-dir".into(), places.agent().into()];
+    if let Some(netns) = &netns {
+        arguments.extend(["--netns".into(), netns.path().into()]);
+    }
+    // Where it is not the place to work in, nothing is to be stopped, and there is nothing to record.
+    run_agent(&[&arguments[..], &["--only-look".into()]].concat())?;
     let exposed = Exposed::of(stored_plan(places).as_ref());
     exposed.tell();
     if args.purge {
@@ -97,10 +124,6 @@ pub fn down(places: &Places, args: &DownArgs, record: impl FnOnce(&str, &str) ->
         stop_process(supervisor)?;
     } else if !by_systemd {
         println!("No supervisor runs: cleaning up what is left.");
-    }
-    let mut arguments: Vec<OsString> = vec!["down".into(), "--state-dir".into(), places.agent().into()];
-    if let Some(netns) = &args.netns {
-        arguments.extend(["--netns".into(), netns.into()]);
     }
     run_agent(&arguments)?;
     if args.purge {

@@ -29,8 +29,10 @@ pub(super) struct Notices {
 pub(super) struct Notice {
     /// READY=1
     pub(super) ready: bool,
-    /// FDSTORE=1, with the descriptor. One service keeps one.
-    pub(super) keep: Option<OwnedFd>,
+    /// FDNAME=
+    pub(super) name: String,
+    /// FDSTORE=1, with the descriptors, in the place of those of that name.
+    pub(super) keep: Vec<OwnedFd>,
     /// FDSTOREREMOVE=1
     pub(super) forget: bool,
 }
@@ -83,10 +85,13 @@ impl Notices {
             })
             .flatten()
             .collect();
-        let says = |word: &[u8]| text[..length.min(text.len())].split(|&b| b == b'\n').any(|line| line == word);
+        let lines = || text[..length.min(text.len())].split(|&b| b == b'\n');
+        let says = |word: &[u8]| lines().any(|line| line == word);
+        let name = lines().find_map(|line| line.strip_prefix(b"FDNAME=")).unwrap_or_default();
         Ok(Notice {
             ready: says(b"READY=1"),
-            keep: descriptors.into_iter().next().filter(|_| says(b"FDSTORE=1")),
+            name: String::from_utf8_lossy(name).into_owned(),
+            keep: if says(b"FDSTORE=1") { descriptors } else { Vec::new() },
             forget: says(b"FDSTOREREMOVE=1"),
         })
     }

@@ -1,5 +1,6 @@
 //! One of the two processes that `up` keeps: its start, its words, its end, and the socket that it leaves for its successor.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -11,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid};
 use rustix::io::{FdFlags, fcntl_setfd};
 use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, info, warn};
 
 use super::notify::{Notice, Notices};
@@ -22,6 +23,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// See [`FIRST_PAUSE`].
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// The name of the socket that owns the tables.
+const OWNER: &str = "nftables";
+/// So many names are kept: a service has two.
+const MOST_NAMES: usize = 4;
+
+type Kept = BTreeMap<String, Vec<OwnedFd>>;
+
 /// One of the two, and when to start it again.
 pub(super) struct Service {
     name: &'static str,
@@ -30,10 +38,15 @@ pub(super) struct Service {
     identity: Option<(Uid, Gid)>,
     notices: Notices,
     child: Option<Child>,
-    /// What it left for the process after it: the agent's socket, which owns the tables while this copy lives.
-    kept: Option<OwnedFd>,
+    /// What it left to be kept, by name: the agent's socket, which owns the tables while this copy lives and is for the process after
+    /// it; and what looks at packets while there is none.
+    kept: Kept,
+    /// Before it is started again; at most so long.
     pause: Duration,
+    longest: Duration,
     started: Instant,
+    /// When it is to be started again.
+    due: Option<Instant>,
 }
 
 impl Service {
@@ -44,8 +57,14 @@ impl Service {
         identity: Option<(Uid, Gid)>,
         notices: Notices,
     ) -> Self {
-        let (child, kept, started) = (None, None, Instant::now());
-        Self { name, program, arguments, identity, notices, child, kept, pause: FIRST_PAUSE, started }
+        let (child, kept, started) = (None, Kept::new(), Instant::now());
+        let (pause, longest, due) = (FIRST_PAUSE, LONGEST_PAUSE, None);
+        Self { name, program, arguments, identity, notices, child, kept, pause, longest, started, due }
+    }
+
+    /// Never to be away for longer than this, however often it ends.
+    pub(super) fn back_within(self, longest: Duration) -> Self {
+        Self { longest, ..self }
     }
 
     pub(super) fn start(&mut self) -> Result<(), SuperviseError> {
@@ -66,8 +85,9 @@ impl Service {
             // Without a call to groups(), std drops the supplementary groups when it leaves root.
             command.uid(uid.as_raw()).gid(gid.as_raw());
         }
-        let inherits = |flags| self.kept.as_ref().map_or(Ok(()), |socket| fcntl_setfd(socket, flags));
-        if let Some(socket) = &self.kept {
+        let owner = self.kept.get(OWNER).and_then(|kept| kept.first());
+        let inherits = |flags| owner.map_or(Ok(()), |socket| fcntl_setfd(socket, flags));
+        if let Some(socket) = owner {
             command.env("BULKHEAD_OWNER_FD", socket.as_raw_fd().to_string());
         }
         let mut command = Command::from(command);
@@ -81,8 +101,39 @@ impl Service {
         hidden.map_err(|errno| io_at("keep the socket that owns the tables to the agent")(errno.into()))
     }
 
+    /// Waits until it ends, or is to be started again, and sees to that. To be called again and again: as long as it is, the service is
+    /// kept, whatever becomes of its program. Cancel safe.
+    pub(super) async fn keep(&mut self) {
+        let Some(due) = self.due else {
+            let status = self.ended().await;
+            if self.started.elapsed() > LONGEST_PAUSE * 3 {
+                self.pause = FIRST_PAUSE;
+            }
+            self.child = None;
+            error!(service = self.name, %status, pause_ms = milliseconds(self.pause), "ended by itself; starting it again");
+            return self.put_off();
+        };
+        sleep_until(due).await;
+        self.due = None;
+        // What it left is kept here, and nobody would start it if this program gave up.
+        if let Err(error) = self.start() {
+            error!(
+                service = self.name,
+                error = &error as &dyn std::error::Error,
+                pause_ms = milliseconds(self.pause),
+                "cannot be started; trying again"
+            );
+            self.put_off();
+        }
+    }
+
+    fn put_off(&mut self) {
+        self.due = Some(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(self.longest);
+    }
+
     /// Its end; what it says meanwhile is taken note of. Cancel safe.
-    pub(super) async fn ended(&mut self) -> ExitStatus {
+    async fn ended(&mut self) -> ExitStatus {
         let Self { notices, child, kept, .. } = self;
         let ended = async {
             match child {
@@ -119,16 +170,6 @@ impl Service {
         }
     }
 
-    pub(super) async fn again(&mut self, status: ExitStatus) -> Result<(), SuperviseError> {
-        if self.started.elapsed() > LONGEST_PAUSE * 3 {
-            self.pause = FIRST_PAUSE;
-        }
-        error!(service = self.name, %status, pause_ms = u64::try_from(self.pause.as_millis()).unwrap_or(u64::MAX), "ended by itself; starting it again");
-        sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        self.start()
-    }
-
     pub(super) async fn stop(&mut self) {
         let Some(mut child) = self.child.take() else { return };
         let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw) else { return };
@@ -139,13 +180,49 @@ impl Service {
     }
 }
 
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Keeps what is to be kept; whether the service is ready.
-fn take(kept: &mut Option<OwnedFd>, notice: Notice) -> bool {
+fn take(kept: &mut Kept, notice: Notice) -> bool {
     if notice.forget {
-        *kept = None;
+        kept.remove(&notice.name);
     }
-    if let Some(socket) = notice.keep {
-        *kept = Some(socket);
+    if !notice.keep.is_empty() && (kept.len() < MOST_NAMES || kept.contains_key(&notice.name)) {
+        kept.insert(notice.name, notice.keep);
     }
     notice.ready
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_program_that_is_away_for_a_while_is_started_once_it_is_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, aside) = (dir.path().join("program"), dir.path().join("aside"));
+        fs::write(&program, "#!/bin/sh\nexec sleep 60\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let notices = Notices::listen(&dir.path().join("notify.sock"), None).unwrap();
+        let mut service = Service::new("program", program.clone(), Vec::new(), None, notices).back_within(FIRST_PAUSE);
+        service.start().unwrap();
+        fs::rename(&program, &aside).unwrap();
+        let pid = Pid::from_raw(service.child.as_ref().unwrap().id().unwrap().cast_signed());
+        kill(pid, Signal::SIGKILL).unwrap();
+        // Its end, and two starts that fail.
+        for _ in 0..3 {
+            service.keep().await;
+            assert!(service.child.is_none() && service.due.is_some());
+        }
+        fs::rename(&aside, &program).unwrap();
+        let begun = Instant::now();
+        service.keep().await;
+        assert!(service.child.is_some() && service.due.is_none() && begun.elapsed() < FIRST_PAUSE * 3);
+        service.stop().await;
+    }
 }

@@ -64,8 +64,9 @@ fn agent_unit(program: &Path, places: &Places, flags: &AgentFlags) -> String {
          CPUWeight=1000\n\
          # As the engine.\n\
          OOMScoreAdjust=-500\n\
-         # Further than this the agent confines itself; the second one it needs for that.\n\
-         CapabilityBoundingSet=CAP_NET_ADMIN CAP_SETPCAP{more}\n\
+         # Further than this the agent confines itself: it keeps the first, needs the second for that, and the last two to hang up a program\n\
+         # of netfilter at its start.\n\
+         CapabilityBoundingSet=CAP_NET_ADMIN CAP_SETPCAP CAP_BPF CAP_PERFMON{more}\n\
          NoNewPrivileges=yes\n\
          # The controller's socket is open to its group.\n\
          SupplementaryGroups={USER}\n\
@@ -143,7 +144,7 @@ pub fn install(places: &Places, args: &InstallArgs) -> Result<(), SuperviseError
         println!("made the system user bulkhead");
     }
     // The controller's unit may write there and nowhere else, and systemd refuses a place that is not there.
-    let (uid, gid) = super::controller_identity(Some("bulkhead"))?;
+    let (uid, gid) = super::identity::controller(Some("bulkhead"), &places.controller())?;
     super::make_places(places, uid, gid)?;
     if !systemd_runs() {
         println!("systemd does not run here: the units are written and not started");
@@ -232,7 +233,7 @@ mod tests {
             "FileDescriptorStoreMax=4",
             "Environment=FDSTORE=4",
             "StartLimitIntervalSec=0",
-            "CapabilityBoundingSet=CAP_NET_ADMIN CAP_SETPCAP",
+            "CapabilityBoundingSet=CAP_NET_ADMIN CAP_SETPCAP CAP_BPF CAP_PERFMON",
             "NoNewPrivileges=yes",
             "SupplementaryGroups=bulkhead",
             "Nice=-15",
@@ -243,7 +244,7 @@ mod tests {
         }
         assert!(plain.contains("--controller-user bulkhead"), "{plain}");
         let elsewhere = unit(&AgentFlags { netns: Some("/run/netns/engine".into()), ..AgentFlags::default() });
-        assert!(elsewhere.contains("\nCapabilityBoundingSet=CAP_NET_ADMIN CAP_SETPCAP CAP_SYS_ADMIN\n"), "{elsewhere}");
+        assert!(elsewhere.contains("\nCapabilityBoundingSet=CAP_NET_ADMIN CAP_SETPCAP CAP_BPF CAP_PERFMON CAP_SYS_ADMIN\n"), "{elsewhere}");
     }
 
     #[test]

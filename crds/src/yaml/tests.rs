@@ -61,7 +61,11 @@ fn rule() -> impl Strategy<Value = policy_set::Rule> {
 
 fn policy() -> impl Strategy<Value = policy_set::WorkloadPolicy> {
     let rules = || prop::collection::btree_set(rule(), 0..6);
-    (workload(), rules(), rules()).prop_map(|(workload, ingress, egress)| policy_set::WorkloadPolicy { workload, ingress, egress })
+    (workload(), rules(), rules()).prop_map(|(workload, ingress, egress)| policy_set::WorkloadPolicy {
+        workload,
+        ingress: ingress.into(),
+        egress: egress.into(),
+    })
 }
 
 fn segment() -> impl Strategy<Value = policy::Segment> {

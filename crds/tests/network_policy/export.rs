@@ -60,7 +60,9 @@ fn policy_set() -> impl Strategy<Value = PolicySet> {
             segments: [("all".to_owned(), segment)].into(),
             policies: policies
                 .into_iter()
-                .map(|(name, (ingress, egress))| (workload(name), WorkloadPolicy { workload: workload(name), ingress, egress }))
+                .map(|(name, (ingress, egress))| {
+                    (workload(name), WorkloadPolicy { workload: workload(name), ingress: ingress.into(), egress: egress.into() })
+                })
                 .collect(),
             quarantines: quarantined
                 .into_iter()

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use jiff::Timestamp;
 use policy::evidence::Road;
-use policy::inventory::{Inventory, Network};
+use policy::inventory::{Container, Inventory, Network};
 use policy::ruleset::Ruleset;
 use policy::status::{Alarm, NetworkState, NetworkStatus};
 use policy::{EdgeKey, Endpoint, Evidence, FlowGraph, Service, Workload};
@@ -87,6 +87,13 @@ pub fn contested(inventory: &Inventory, wanted: &Ruleset) -> Vec<String> {
         )
     };
     ours.filter_map(other).map(why).collect()
+}
+
+/// Who may send frames of any content from a network that is enforced.
+pub fn raw(inventory: &Inventory, wanted: &Ruleset) -> BTreeSet<Workload> {
+    let guarded = wanted.guarded();
+    let is_held = |container: &&Container| container.raw && container.legs.iter().any(|leg| guarded.contains(&leg.bridge));
+    inventory.containers.values().filter(is_held).map(|container| container.workload.clone()).collect()
 }
 
 /// Who passes packets on between its networks.
@@ -204,6 +211,7 @@ mod tests {
             resolvers: Vec::new(),
             members: Vec::new(),
             unmanaged: BTreeSet::new(),
+            raw: false,
         };
         let inventory = Inventory { containers: [("1".to_owned(), container)].into(), userland_proxy: true, ..Inventory::default() };
         let door = Door { address: "192.0.2.1".parse().unwrap(), protocol: Protocol::Tcp, port: 8080 };

@@ -114,6 +114,7 @@ mod tests {
             resolvers: Vec::new(),
             members: Vec::new(),
             unmanaged: BTreeSet::new(),
+            raw: false,
         }
     }
 

@@ -9,7 +9,7 @@ mod growth;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -20,6 +20,7 @@ use policy::plan::PlanChange;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
+use tracing::warn;
 
 /// What can go wrong with the agent's own files.
 #[derive(Debug, thiserror::Error)]
@@ -87,13 +88,14 @@ impl Keep {
         fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).map_err(io("protect", dir))?;
         let path = dir.join("agent.lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(io("open", &path))?;
-        let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
             nix::errno::Errno::EWOULDBLOCK => KeepError::Taken { path: path.clone() },
             other => KeepError::Io { what: "lock", path: path.clone(), source: other.into() },
         })?;
-        // For `down`, which ends whoever holds the lock.
-        let named = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
-        named.map_err(io("write", &path))?;
+        // For `down`, which ends whoever holds the lock. In the place of the one before: a full disk has no other.
+        if let Err(error) = lock.write_all_at(format!("{:<20}\n", std::process::id()).as_bytes(), 0) {
+            warn!(%error, path = %path.display(), "`bulkhead down` will not find this agent by its lock");
+        }
         Ok(Self { dir: dir.to_owned(), _lock: lock })
     }
 
@@ -174,6 +176,12 @@ impl Keep {
         let json = encoded(&self.dir.join(name), change)?;
         let appended = growth::append_to(&self.dir, name, growth::Copy::First, &json, true)?;
         Ok(appended.then(|| Second::Line { dir: self.dir.clone(), name: name.to_owned(), json }))
+    }
+
+    /// Whether both copies say the same: what was done between the first and the second was done.
+    pub fn copies_agree(&self, name: &str) -> bool {
+        let read = |copy: &String| fs::read(self.dir.join(copy)).ok();
+        [copies(name), growth::files(name)].iter().all(|[first, second]| read(first) == read(second))
     }
 
     /// Whether lines may be added to a value: both copies are whole, and nothing was added, of which the end may be torn.

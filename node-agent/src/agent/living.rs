@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use policy::Inventory;
 use policy::track::Entry;
 
+use crate::enforce;
 use crate::observe::conntrack;
 
 /// Addresses, each with the container that held it, that the newer inventory has no longer or has in other hands.
@@ -22,24 +23,20 @@ pub(super) fn given_back(old: &Inventory, new: &Inventory) -> BTreeSet<IpAddr> {
 /// Ends every connection that one of these addresses is an end of; how many.
 ///
 /// # Errors
-/// The table cannot be read.
+/// The table cannot be read, or one of them not ended: the others are.
 pub(super) fn forget(addresses: &BTreeSet<IpAddr>) -> io::Result<u64> {
     let touches = |entry: &Entry| {
         let ends = [entry.original.source, entry.original.destination, entry.reply.source, entry.reply.destination];
         ends.iter().any(|end| addresses.contains(end))
     };
     let mut doomed = Vec::new();
-    conntrack::dump(
-        |entry| {
+    conntrack::dump_shown(
+        |entry, shown| {
             if touches(&entry) {
-                doomed.push(entry)
+                doomed.push(shown.held());
             }
         },
         |_| {},
     )?;
-    let mut ended = 0;
-    for entry in doomed {
-        ended += u64::from(conntrack::delete(&entry)?);
-    }
-    Ok(ended)
+    enforce::living::end_all(&doomed)
 }

@@ -6,7 +6,7 @@
 //! on kernels without persistence they stay at all.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use sd_notify::NotifyState;
@@ -16,6 +16,9 @@ use crate::enforce::{EnforceError, Nftables, Ownership};
 
 /// The name under which the socket is kept.
 const NAME: &str = "nftables";
+
+/// The name under which is kept what keeps out packets with sums yet to be written ([`crate::enforce::sums`]).
+const SUMS: &str = "sums";
 
 /// The first descriptor that systemd hands over (SD_LISTEN_FDS_START).
 const FIRST: RawFd = 3;
@@ -28,21 +31,33 @@ fn number(name: &str) -> Option<i32> {
     variable(name)?.parse().ok()
 }
 
+/// The numbers of what systemd hands over under this name.
+fn numbered<'a>(pid: i32, number: &impl Fn(&str) -> Option<i32>, names: &'a str, wanted: &'a str) -> impl Iterator<Item = RawFd> + 'a {
+    let count = number("LISTEN_FDS").filter(|_| number("LISTEN_PID") == Some(pid)).and_then(|count| usize::try_from(count).ok());
+    let of_ours = names.split(':').take(count.unwrap_or(0)).enumerate().filter(move |(_, name)| *name == wanted);
+    of_ours.filter_map(|(index, _)| Some(FIRST + RawFd::try_from(index).ok()?))
+}
+
 /// The descriptor that holds our socket: `up` names it, systemd counts from three (sd_listen_fds(3)).
 fn handed_over(pid: i32, number: impl Fn(&str) -> Option<i32>, names: &str) -> Option<RawFd> {
     if let Some(fd) = number("BULKHEAD_OWNER_FD") {
         return Some(fd);
     }
-    let count = number("LISTEN_FDS").filter(|_| number("LISTEN_PID") == Some(pid))?;
     // The latest, if there are several.
-    let of_ours = names.split(':').take(usize::try_from(count).ok()?).enumerate().filter(|(_, name)| *name == NAME).last();
-    of_ours.and_then(|(index, _)| Some(FIRST + RawFd::try_from(index).ok()?))
+    numbered(pid, &number, names, NAME).last()
 }
 
 /// The socket that an earlier agent left with who started this one. To be called once, before another process is started: from then
 /// on no child inherits it.
 pub(super) fn inherited() -> Option<OwnedFd> {
-    let fd = handed_over(i32::try_from(std::process::id()).ok()?, number, &variable("LISTEN_FDNAMES").unwrap_or_default())?;
+    let (pid, names) = (i32::try_from(std::process::id()).ok()?, variable("LISTEN_FDNAMES").unwrap_or_default());
+    for fd in numbered(pid, &number, &names, SUMS) {
+        // This agent hangs up its own; these are the store's.
+        // SAFETY: as below.
+        #[allow(unsafe_code)]
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+    let fd = handed_over(pid, number, &names)?;
     if fd < FIRST {
         return None;
     }
@@ -73,6 +88,19 @@ fn leave(enforcer: &Nftables) -> io::Result<()> {
     // Unpolled: an overrun is an error on the socket, for which systemd would throw it away.
     let keep = [NotifyState::FdStore, NotifyState::FdName(NAME), NotifyState::Custom("FDPOLL=0")];
     sd_notify::notify_with_fds(&keep, &[enforcer.socket()])
+}
+
+/// Leaves copies of what keeps packets out too, in the place of an earlier agent's: it stays while no agent lives.
+pub(super) fn leave_sums(sums: &[OwnedFd]) {
+    if !is_kept() {
+        return;
+    }
+    let forget = [NotifyState::FdStoreRemove, NotifyState::FdName(SUMS)];
+    let keep = [NotifyState::FdStore, NotifyState::FdName(SUMS), NotifyState::Custom("FDPOLL=0")];
+    let borrowed: Vec<_> = sums.iter().map(AsFd::as_fd).collect();
+    if let Err(error) = sd_notify::notify(&forget).and_then(|()| sd_notify::notify_with_fds(&keep, &borrowed)) {
+        warn!(%error, "nobody keeps what looks at checksums: while no agent lives, nothing does");
+    }
 }
 
 /// The enforcer over the socket that was left, or over a new one, of which a copy is left.

@@ -5,12 +5,14 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 
+use crate::chain::chain;
 use crate::confine;
+use crate::enforce::sums;
 use crate::inventory::endpoint::{self, EngineAddress, Environment};
 use crate::netns;
 use crate::priority;
 
-use super::{AgentError, Options, block_on, die_with_the_supervisor, io_at, owner, work};
+use super::{AgentError, Options, alone, block_on, die_with_the_supervisor, io_at, owner, work};
 
 /// What was found before the agent was confined.
 pub(super) struct Begun {
@@ -19,6 +21,10 @@ pub(super) struct Begun {
     pub(super) engine: EngineAddress,
     /// What this kernel has no limits for.
     pub(super) unconfined: Vec<String>,
+    /// The agent's name in this network namespace.
+    pub(super) name: alone::Name,
+    /// What keeps out packets of which a sum is yet to be written, or why there is nothing.
+    pub(super) sums: Result<Vec<OwnedFd>, String>,
 }
 
 /// Runs the agent until a signal. To be called before any other thread is started: namespaces, capabilities and limits are a
@@ -33,6 +39,7 @@ pub fn start(options: Options) -> Result<(), AgentError> {
         netns::enter(path)?;
     }
     let engine = endpoint::locate(options.docker_host.as_deref(), &Environment::of_process())?;
+    let name = alone::take()?;
     let dir = &options.state_dir;
     fs::create_dir_all(dir).map_err(io_at(format!("make {}", dir.display())))?;
     let folder = options.engine_folder();
@@ -47,6 +54,8 @@ pub fn start(options: Options) -> Result<(), AgentError> {
         metrics: options.metrics.map(|address| address.port()),
     };
     priority::go_first();
+    // Takes capabilities and a system call that are given up with the next line.
+    let sums = sums::keep_out().map_err(|error| chain(&error));
     let unconfined = confine::agent(&needs)?;
-    block_on(work::run(options, Begun { owning, engine, unconfined }))?
+    block_on(work::run(options, Begun { owning, engine, unconfined, sums, name }))?
 }

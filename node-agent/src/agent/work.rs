@@ -35,6 +35,7 @@ use super::{AgentError, Before, Options, chain, io_at, living, owner};
 use crate::enforce::watch::Watcher;
 use crate::enforce::{self, Nftables};
 use crate::inventory::{self, Snapshot};
+use crate::netns::Identity;
 use crate::observe::{self, Observer, Originals};
 use crate::uplink::{self, Order, Uplink, UplinkHandle};
 use settling::Settling;
@@ -48,6 +49,8 @@ const TELL_AFTER: Duration = Duration::from_millis(50);
 const PULSE: Duration = Duration::from_secs(1);
 /// Seconds between two accounts of health while nothing changes: each is a write to disk here and a commit at the controller.
 const HEALTH_EVERY: i64 = 10;
+/// The wall clock may run ahead of the other one by so much between two accounts of health.
+const OFF_BY: Duration = Duration::from_secs(2);
 /// Seconds after the start during which health is told with every pulse, for whoever is watching.
 const EAGER_FOR: i64 = 60;
 /// A report is sent when something changed. For the sake of counters that moved it goes again after this time, and after so much for
@@ -68,19 +71,35 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
     let mut terminate = signal(SignalKind::terminate()).map_err(io_at("listen for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io_at("listen for signals"))?;
     let keep = Keep::open(&options.state_dir)?;
-    let _alone = alone()?;
+    let _alone = alone(begun.name)?;
+    // None of this keeps an agent from enforcing: after a reboot containers start whether it does or not.
+    let mut troubles = Vec::new();
     if let Some(address) = options.metrics {
         let builder = metrics_exporter_prometheus::PrometheusBuilder::new().with_http_listener(address);
-        builder.install().map_err(|e| io_at(format!("serve metrics at {address}"))(std::io::Error::other(e)))?;
+        if let Err(error) = builder.install() {
+            troubles.push(format!("metrics are not served at {address}: {}", chain(&error)));
+        }
     }
-    let before: Before = keep.load(keep::BEFORE)?.unwrap_or_default();
+    let kept = keep.load::<Before>(keep::BEFORE).unwrap_or_else(|error| {
+        troubles.push(format!("how this host was before is not known: {}", chain(&error)));
+        None
+    });
+    let before = kept.clone().unwrap_or_default().begun(options.netns.clone(), Identity::here());
     // What `down` needs to find the place, before anything is changed there.
-    keep.save(keep::BEFORE, &Before { netns: options.netns.clone(), originals: before.originals.clone() })?;
+    if kept.as_ref() != Some(&before)
+        && let Err(error) = keep.save(keep::BEFORE, &before)
+    {
+        troubles.push(format!("where this agent works is not on disk: {}", chain(&error)));
+    }
     let keep = Arc::new(keep);
 
-    let Begun { owning, engine, unconfined } = begun;
+    let Begun { owning, engine, unconfined, sums, .. } = begun;
     for limit in &unconfined {
         warn!(limit, "this kernel cannot confine the agent");
+    }
+    match &sums {
+        Ok(sums) => owner::leave_sums(sums),
+        Err(why) => warn!(why, "cannot look at checksums that are yet to be written: `status` names whose packets these may be"),
     }
     info!(engine = %engine, node = %options.node, "starting");
     let filter = EngineFilter::start(&engine.socket, &options.engine_folder().join("engine.sock"))
@@ -91,13 +110,14 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
 
     // Before anything is written: what somebody changes right behind the first write must be heard of.
     let mut foreign = Watcher::open().map_err(io_at("watch the packet filter"))?;
-    let mut work = Work::start(&options, (owning, unconfined), keep, snapshots.clone())?;
+    let mut work = Work::start(&options, (owning, unconfined, sums.is_ok()), keep, snapshots.clone())?;
+    troubles.into_iter().for_each(|trouble| work.alarm(trouble));
     // Before the engine answers: after a reboot its containers must not be faster than we are.
     work.load_ruleset();
     let kept = work.keep.clone();
-    let netns = options.netns.clone();
+    let begun = before.clone();
     let keep_originals = move |originals: &Originals| {
-        let before = Before { netns: netns.clone(), originals: originals.clone() };
+        let before = Before { originals: originals.clone(), ..begun.clone() };
         kept.save(keep::BEFORE, &before).map_err(std::io::Error::other)
     };
     let watching = observe::Options {
@@ -137,7 +157,11 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
                 work.moved(snapshot);
                 told_at.get_or_insert_with(|| Instant::now() + TELL_AFTER);
             }
-            Some(order) = orders.recv() => work.order(order),
+            Some(order) = orders.recv() => {
+                work.order(order);
+                // What is told of a network is not to stay what it was before the order.
+                told_at = Some(Instant::now());
+            }
             change = foreign.changed() => work.touched(change),
             () = wake => drop(work.bind_again()),
             () = settle, if settling.due().is_some() => {
@@ -174,6 +198,8 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
         error!(error = %chain(&error), "the tables could not be made to outlast their owner: they go when nobody keeps its socket any more");
     }
     work.uplink.stop().await;
+    // Until here.
+    drop(sums);
     Ok(())
 }
 
@@ -227,10 +253,14 @@ struct Work {
     compare_at: Instant,
     /// Generation of the plan that is bound.
     bound: Option<u64>,
+    /// The plan was taken and what runs here is not known: the controller is answered once it is bound.
+    answer_due: bool,
     /// Since when living connections are to be judged again: something was taken away.
     owed: Option<Instant>,
     since: Timestamp,
     beat: Timestamp,
+    /// When that was, by a clock that nobody sets.
+    beaten: Instant,
     counted: (u64, u64, u64),
     reported: Option<Reported>,
     blind: Vec<String>,
@@ -238,16 +268,18 @@ struct Work {
     repaired: BTreeMap<String, u64>,
     /// What this kernel has no limits for.
     unconfined: Vec<String>,
+    /// Packets with sums yet to be written are kept out.
+    sums: bool,
 }
 
 impl Work {
     fn start(
         options: &Options,
-        begun: (Option<OwnedFd>, Vec<String>),
+        begun: (Option<OwnedFd>, Vec<String>, bool),
         keep: Arc<Keep>,
         snapshots: watch::Receiver<Arc<Snapshot>>,
     ) -> Result<Self, AgentError> {
-        let (owning, unconfined) = begun;
+        let (owning, unconfined, sums) = begun;
         let mut alarms = Alarms::default();
         let now = Timestamp::now();
         let plan = keep::load_plan(keep.dir()).unwrap_or_else(|error| {
@@ -258,7 +290,9 @@ impl Work {
         let mut up = uplink::Options::new(options.controller.clone(), keep.dir().to_owned(), options.node.clone());
         up.controller_uid = options.controller_user.map(|user| user.uid);
         let unsaved = plan.is_some() && !keep.takes_lines(keep::PLAN);
-        up.applied = plan.as_ref().map(|plan| (plan.store.clone(), plan.generation));
+        // One that an agent was killed with before it was bound is sent again, and answered once it is.
+        let was_bound = plan.as_ref().filter(|_| keep.copies_agree(keep::PLAN));
+        up.applied = was_bound.map(|plan| (plan.store.clone(), plan.generation));
         let Uplink { handle, orders, recovery } = Uplink::start(up)?;
         info!(?recovery, "spool opened");
         if let Some(text) = account::spool(&recovery) {
@@ -290,15 +324,18 @@ impl Work {
             wake: Instant::now() + FULL_COMPARE_EVERY,
             compare_at: Instant::now() + FULL_COMPARE_EVERY,
             bound: None,
+            answer_due: false,
             // What was taken away while nobody looked.
             owed: Some(Instant::now()),
             since: now,
             beat: now,
+            beaten: Instant::now(),
             counted: (0, 0, 0),
             reported: None,
             blind: Vec::new(),
             repaired: BTreeMap::new(),
             unconfined,
+            sums,
         })
     }
 
@@ -394,7 +431,10 @@ impl Work {
         let seconds = |since: Timestamp| now.duration_since(since).as_secs();
         if news || seconds(self.since) < EAGER_FOR || seconds(self.beat) >= HEALTH_EVERY {
             // The whole stretch counts as what was worst in it.
-            let healthy = blind.is_empty() && self.blind.is_empty() && grown.1 == 0;
+            // Time in which this process did not run (a machine that slept), or that a clock was put forward by, was not observed.
+            let lived = std::mem::replace(&mut self.beaten, Instant::now()).elapsed();
+            let told = Duration::try_from(now.duration_since(self.beat)).unwrap_or_default();
+            let healthy = blind.is_empty() && self.blind.is_empty() && grown.1 == 0 && told <= lived + OFF_BY;
             self.uplink.health(Health { from: self.beat, to: now, events: grown.0, lost: grown.1, unattributed: grown.2, healthy });
             (self.counted, self.beat) = ((events, lost, unattributed), now);
         }
@@ -439,6 +479,7 @@ impl Work {
             unconfined: self.unconfined.clone(),
             forwarders: account::forwarders(&self.snapshot.inventory, &forwarders),
             contested: account::contested(&self.snapshot.inventory, self.binding.ruleset()),
+            raw: if self.sums { BTreeSet::new() } else { account::raw(&self.snapshot.inventory, self.binding.ruleset()) },
             denied: self.denied.told(),
             riders: account::riders(&self.graph, &self.snapshot.inventory, self.binding.ruleset()),
         };

@@ -110,6 +110,20 @@ impl Draft {
         self.push(Expression::ConntrackDirection { register: FIRST_REGISTER }).compare(true, &[u8::from(answers)])
     }
 
+    /// Only from an address that the node would not reach by the interface the packet came in by.
+    pub(super) fn of_another_road(self) -> Self {
+        self.push(Expression::ReversePath { register: FIRST_REGISTER }).compare(true, &[0])
+    }
+
+    /// Only of connections between two addresses that are in the set, which is one of (type of the packet, address).
+    pub(super) fn between(self, ip: Ip, set: &str) -> Self {
+        [false, true].into_iter().fold(self, |draft, server| {
+            let draft = draft.load(&[Field::Protocol]);
+            let draft = draft.push(Expression::ConntrackEnd { ip, server, register: FIRST_REGISTER + 1 });
+            draft.push(Expression::Lookup { set: set.to_owned(), absent: false, register: FIRST_REGISTER })
+        })
+    }
+
     /// Only of connections that [`Draft::begin`] marked.
     pub(super) fn begun(self) -> Self {
         self.push(Expression::ConntrackLabel { register: FIRST_REGISTER }).masked(BEGUN.to_vec()).compare(false, &[0; 16])
@@ -220,6 +234,21 @@ impl Draft {
     pub(super) fn network_bits_not(self, offset: u32, mask: u8, value: u8) -> Self {
         let base = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
         self.push(Expression::Payload { base, offset, length: 1, register: FIRST_REGISTER }).masked(vec![mask]).compare(false, &[value])
+    }
+
+    /// Of 64 bytes and more, without the frame's header in the hooks of bridges.
+    pub(super) fn longer(self) -> Self {
+        self.push(Expression::Meta { key: libc::NFT_META_LEN as u32, register: FIRST_REGISTER })
+            .masked((!0x3f_u32).to_ne_bytes().to_vec())
+            .compare(false, &[0; 4])
+    }
+
+    /// IPv6 with 64 bytes and more behind its header (RFC 8200, 3).
+    pub(super) fn longer_payload(self) -> Self {
+        let base = libc::NFT_PAYLOAD_NETWORK_HEADER as u32;
+        self.push(Expression::Payload { base, offset: 4, length: 2, register: FIRST_REGISTER })
+            .masked((!0x3f_u16).to_be_bytes().to_vec())
+            .compare(false, &[0; 2])
     }
 
     /// To one of the MAC addresses that a bridge keeps to itself: 01:80:c2:00:00:00 to 0f (IEEE 802.1Q, 8.6.3).

@@ -36,12 +36,15 @@ pub(super) struct Edits(pub(super) BTreeMap<(Family, String), Edit>);
 struct Draft(BTreeMap<(Family, String), Wanted>);
 
 impl Draft {
+    /// What one thing was may be what another one is from now on (a port under another name): what is to be there stays, whatever goes.
     fn put(&mut self, family: Family, set: &str, key: Key, value: Option<Value>) {
         // Asked by every element: no name is made that is there already.
-        if let Some(wanted) = self.0.get_mut(&(family, set.to_owned())) {
+        let name = (family, set.to_owned());
+        let wanted = if let Some(wanted) = self.0.get_mut(&name) { wanted } else { self.0.entry(name).or_default() };
+        if value.is_some() {
             wanted.insert(key, value);
         } else {
-            self.0.insert((family, set.to_owned()), [(key, value)].into());
+            wanted.entry(key).or_insert(None);
         }
     }
 

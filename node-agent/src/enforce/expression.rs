@@ -15,6 +15,14 @@ const END_OF_REGISTERS: u32 = libc::NFT_REG32_00 as u32 + 16;
 /// Since Linux 5.1; libc has not heard of them.
 const NFT_META_IIFKIND: i32 = 26;
 const NFT_META_OIFKIND: i32 = 27;
+/// Likewise, since 4.17.
+const NFT_CT_SRC_IP: u32 = 19;
+const NFT_CT_SRC_IP6: u32 = 21;
+/// Nor of routing (NFTA_FIB_F_*), since 4.10.
+const NFT_FIB_RESULT_OIF: u32 = 1;
+const FIB_SADDR: u32 = 1;
+const FIB_IIF: u32 = 1 << 3;
+const FIB_PRESENT: u32 = 1 << 5;
 /// Nor of this flag (since 4.11).
 const NFT_EXTHDR_F_PRESENT: u32 = 1;
 
@@ -198,6 +206,16 @@ pub(super) enum Expression {
     ConntrackDirection {
         register: u32,
     },
+    /// The address of a connection's client, or of its server, whatever was rewritten on the way.
+    ConntrackEnd {
+        ip: Ip,
+        server: bool,
+        register: u32,
+    },
+    /// One where the node would send to the packet's sender by the interface that it came in by, else zero.
+    ReversePath {
+        register: u32,
+    },
     /// The 16 bytes of a connection's label.
     ConntrackLabel {
         register: u32,
@@ -251,8 +269,10 @@ impl Expression {
             Self::Verdict(_) | Self::Constant { .. } => "immediate",
             Self::ConntrackState { .. }
             | Self::ConntrackDirection { .. }
+            | Self::ConntrackEnd { .. }
             | Self::ConntrackLabel { .. }
             | Self::ConntrackLabelSet { .. } => "ct",
+            Self::ReversePath { .. } => "fib",
             Self::Refuse(_) => "reject",
             Self::Log { .. } => "log",
             Self::Counter => "counter",
@@ -296,6 +316,18 @@ impl Expression {
             // NFTA_CT_DREG, KEY, SREG
             Self::ConntrackState { register } => vec![be32(1, *register), be32(2, libc::NFT_CT_STATE as u32)],
             Self::ConntrackDirection { register } => vec![be32(1, *register), be32(2, libc::NFT_CT_DIRECTION as u32)],
+            // And NFTA_CT_DIRECTION: the server is who sends the answer.
+            Self::ConntrackEnd { ip, server, register } => {
+                let key = match ip {
+                    Ip::V4 => NFT_CT_SRC_IP,
+                    Ip::V6 => NFT_CT_SRC_IP6,
+                };
+                vec![be32(1, *register), be32(2, key), bytes(3, &[u8::from(*server)])]
+            }
+            // NFTA_FIB_DREG, RESULT (an interface), FLAGS (of the source, by the interface it came in by, whether there is one)
+            Self::ReversePath { register } => {
+                vec![be32(1, *register), be32(2, NFT_FIB_RESULT_OIF), be32(3, FIB_SADDR | FIB_IIF | FIB_PRESENT)]
+            }
             Self::ConntrackLabel { register } => vec![be32(1, *register), be32(2, libc::NFT_CT_LABELS as u32)],
             Self::ConntrackLabelSet { register } => vec![be32(2, libc::NFT_CT_LABELS as u32), be32(4, *register)],
             // NFTA_REJECT_TYPE, ICMP_CODE

@@ -127,7 +127,7 @@ pub(super) fn table(shape: &Shape) -> Table {
     chain("forward", Some(libc::NF_INET_FORWARD as u32), forward());
     chain("input", Some(libc::NF_INET_LOCAL_IN as u32), input());
     chain("output", Some(libc::NF_INET_LOCAL_OUT as u32), output());
-    chain("stranger", None, [strays(), decoys(), vec![rule("").then(Verdict::Goto("judge"))]].concat());
+    chain("stranger", None, [strays(), decoys(), vec![impostors(), rule("").then(Verdict::Goto("judge"))]].concat());
     chain("stranger_arrival", None, [strays(), vec![rule("").then(Verdict::Goto("arrival"))]].concat());
     chain("judge", None, judge());
     chain("afresh", None, afresh());
@@ -250,6 +250,14 @@ fn decoys() -> Vec<Rule> {
         draft.then(Verdict::Goto("homeless"))
     };
     IPS.map(decoy).into()
+}
+
+/// Nor does a container where nobody is guarded take the part of one outside, or on another network, in a connection that lives: it has
+/// such an address by itself, and is asked for it. Nothing is dropped for that alone, since of two bridges with one subnet one is such a road.
+fn impostors() -> Rule {
+    let from = rule("from a network where nobody is guarded, with an address that is elsewhere").within(&[Field::Iifname], "bridges");
+    let into = from.within(&[Field::Oifname], "guarded").state(GOING_ON).begun();
+    into.of_another_road().then(Verdict::Goto("afresh"))
 }
 
 fn forward() -> Vec<Rule> {
@@ -379,6 +387,7 @@ fn arrived() -> Vec<Rule> {
         rule("").then(Verdict::Jump("sides")),
         rule("").then(Verdict::Jump("door")),
         answer_begins_nothing().then(Verdict::Accept),
+        authenticated_begins_nothing().then(Verdict::Accept),
         everybodys(Field::Iifname).then(Verdict::Accept),
         at_home(Field::Iif),
         rule("every side allows it").begin().then(Verdict::Accept),
@@ -389,6 +398,12 @@ fn arrived() -> Vec<Rule> {
 /// nf_conntrack_proto_tcp.c). So a connection begins with what its client may send, or who may answer would ask behind an answer.
 fn answer_begins_nothing() -> Draft {
     rule("an answer begins no connection").tcp_flags(SYN, 0).mark_has(ACCEPTED)
+}
+
+/// Connection tracking takes an IPv6 packet with an authentication header for what is behind that (ipv6_skip_exthdr), and the filter
+/// stops there (ipv6_find_hdr with IP6_FH_F_AUTH): who may send such packets would begin a connection of any protocol and port.
+fn authenticated_begins_nothing() -> Draft {
+    rule("nor does what is behind an authentication header").ip(Ip::V6).l4(libc::IPPROTO_AH as u8)
 }
 
 /// Whose flows these are, and no more of them than leave room for those of others. Where nobody is guarded, and outside, anybody
@@ -412,6 +427,7 @@ fn fresh() -> Vec<Rule> {
     rules.push(answer_begins_nothing().then(Verdict::Goto("pass")));
     // It is what the client's kernel says to an answer that nobody asked for.
     rules.push(rule("nor does a reset").tcp_flags(RST, RST).then(Verdict::Goto("pass")));
+    rules.push(authenticated_begins_nothing().then(Verdict::Goto("pass")));
     rules.extend([everybodys(Field::Oifname).then(Verdict::Goto("pass")), at_home(Field::Iif), at_home(Field::Oif)]);
     rules.push(rule("every side allows it").begin().then(Verdict::Goto("pass")));
     rules

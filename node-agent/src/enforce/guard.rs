@@ -107,6 +107,11 @@ fn prerouting() -> Vec<Rule> {
         piece("a piece of a guarded workload's IPv6 packet, by another port", Ip::V6)
             .not_link_local_source()
             .then(Verdict::Goto("spoofed")),
+        // Not where the receiver's address is none of these (the same function goes by that one).
+        piece("a piece of its IPv6 packet from a link-local address, by another port", Ip::V6)
+            .not_link_local_destination()
+            .within(&[Field::Protocol, Field::Destination(Ip::V6)], &super::filter::named("subnets", Ip::V6))
+            .then(Verdict::Goto("spoofed")),
         // The bridge reads on within a tag, where the filter is not asked.
         querier(rule("listener query in a tag, from a port that nobody bound yet").equals(Field::Protocol, &IPV6))
             .within(&[Field::EtherType], "tags")
@@ -156,6 +161,8 @@ fn arp() -> Vec<Rule> {
     const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
     vec![
         rule("ARP for anything but IPv4 over Ethernet").network_bytes_not(0, &ETHERNET_IPV4).drop(),
+        // 46 bytes with what fills the shortest frame (IEEE 802.3, 4A.2.3.2).
+        rule("words behind an ARP packet: no side is asked about them").longer().drop(),
         rule("a probe for its own address (RFC 5227, 2.1.1): any other's would keep that one from using it")
             .equals(Field::ArpSenderAddress, &[0; 4])
             .within(&[PORT, Field::ArpSenderMac, Field::ArpTargetAddress], "own4")
@@ -181,6 +188,11 @@ fn querier(draft: super::build::Draft) -> super::build::Draft {
     draft.l4(libc::IPPROTO_ICMPV6 as u8).within(&[Field::Icmpv6Type], "queriers")
 }
 
+/// Neighbour discovery that says more than it has to.
+fn wordy(comment: &str) -> super::build::Draft {
+    rule(comment).l4(libc::IPPROTO_ICMPV6 as u8).within(&[Field::Icmpv6Type], "neighbours").longer_payload()
+}
+
 fn ipv6() -> Vec<Rule> {
     vec![
         // The next header of the first one (RFC 8200, 3).
@@ -194,6 +206,8 @@ fn ipv6() -> Vec<Rule> {
         // The bridge would believe that somebody keeps book of who listens, and send neighbours' solicitations to this port and to no one
         // whose report is older than that (br_multicast_query_received).
         querier(rule("listener query from a container")).drop(),
+        // 40 bytes with a MAC address and a nonce (RFC 4861, 4.3; RFC 7527, 4.1), 56 with a registration (RFC 8505, 4.1).
+        wordy("words in neighbour discovery: no side is asked about them").drop(),
         icmpv6("claims another's IPv6 address", 136)
             .not_within(&[PORT, Field::EtherSource, Field::NeighbourTarget], "own6")
             .then(Verdict::Goto("spoofed")),
@@ -205,6 +219,7 @@ fn ipv6() -> Vec<Rule> {
 /// IPv6 from the unspecified address, before a container has one.
 fn nameless() -> Vec<Rule> {
     vec![
+        wordy("words in duplicate address detection").drop(),
         icmpv6("duplicate address detection (RFC 4862, 5.4.2) of its own address: any other's would keep that one from using it", 135)
             .within(&[PORT, Field::EtherSource, Field::NeighbourTarget], "own6")
             .mark(ACCEPTED, PINNED)

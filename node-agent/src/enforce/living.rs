@@ -7,7 +7,7 @@ use policy::track::Entry;
 use policy::{Inventory, Ruleset, Scene};
 
 use super::Links;
-use crate::observe::conntrack;
+use crate::observe::conntrack::{self, Held, Shown};
 
 /// Every connection in the calling thread's network namespace with its ends named.
 ///
@@ -28,15 +28,40 @@ pub fn read(ruleset: &Ruleset, inventory: &Inventory) -> io::Result<Vec<(Entry, 
 /// the next packet.
 ///
 /// # Errors
-/// The table cannot be read or changed.
+/// The table cannot be read, or something of it not changed: all else is.
 pub fn revoke(scene: &Scene<'_>, ruleset: &Ruleset, inventory: &Inventory) -> io::Result<u64> {
-    let mut ended = 0;
-    for (entry, living) in read(ruleset, inventory)? {
+    let links = Links::read()?.names();
+    let node = Node { inventory, ruleset, links: &links };
+    let (mut doomed, mut begun) = (Vec::new(), Vec::new());
+    let judge = |entry: Entry, shown: Shown<'_>| {
+        let living = node.living(&entry);
         if denied(scene, &living).is_some() {
-            ended += u64::from(conntrack::delete(&entry)?);
+            doomed.push(shown.held());
         } else if entry.stamp.is_some_and(|stamp| !stamp.begun) && living.is_begun(scene) {
-            conntrack::let_live(&entry)?;
+            begun.push(shown.held());
+        }
+    };
+    conntrack::dump_shown(judge, |_| {})?;
+    let (ended, marked) = (end_all(&doomed), each(&begun, conntrack::let_live));
+    marked.and(ended)
+}
+
+/// Ends all of these connections, whatever becomes of one. Returns how many.
+///
+/// # Errors
+/// The first one's that could not be ended.
+pub fn end_all(doomed: &[Held]) -> io::Result<u64> {
+    each(doomed, conntrack::delete)
+}
+
+/// Does this to each of them, whatever becomes of one; how many it was done to.
+fn each(all: &[Held], what: impl Fn(&Held) -> io::Result<bool>) -> io::Result<u64> {
+    let (mut done, mut failed) = (0, Ok(()));
+    for held in all {
+        match what(held) {
+            Ok(is_done) => done += u64::from(is_done),
+            Err(error) => failed = failed.and(Err(error)),
         }
     }
-    Ok(ended)
+    failed.map(|()| done)
 }

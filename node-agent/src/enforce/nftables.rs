@@ -172,6 +172,19 @@ impl Nftables {
             .then(|| pairs().flat_map(|(old, new)| transaction::change(old, new)).collect())
     }
 
+    /// Whether a table of ours is there, whoever owns it.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn is_there(&mut self) -> Result<bool, EnforceError> {
+        for family in [Family::Inet, Family::Bridge, Family::Arp] {
+            if kernel::table_state(&mut self.socket, family).map_err(refused)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The state of a table that is ours or nobody's. An owner that has just died is waited for: its socket lives on for as long as
     /// a process that was being forked meanwhile holds a copy.
     fn free_table(&mut self, family: Family) -> Result<Option<(u32, Option<u32>)>, EnforceError> {
@@ -490,8 +503,12 @@ impl Enforcer for Nftables {
         let Some(held) = &self.held else { return Ok(Vec::new()) };
         let mut all = Vec::new();
         for (table, forms) in held.tables.all().into_iter().zip(&held.forms) {
-            let (_, drift) = kernel::compare(&mut self.socket, table, Some(forms)).map_err(EnforceError::Unreadable)?;
-            all.extend(drift);
+            match kernel::compare(&mut self.socket, table, Some(forms)) {
+                Ok((_, drift)) => all.extend(drift),
+                // What was found in another one is reason enough to write all of it anew.
+                Err(_) if !all.is_empty() => return Ok(all),
+                Err(error) => return Err(EnforceError::Unreadable(error)),
+            }
         }
         let sticky = stations::read(&self.links).map_err(EnforceError::Links)?.sticky;
         let links = self.links.read().map_err(EnforceError::Links)?;

@@ -8,18 +8,20 @@
 //!
 //! Who may change its addresses can have some of its choice by the time a slow agent looks. So an address counts that lies in the
 //! network's subnets and is neither the node's nor anybody else's, and only as the container's own: it is under its own policy with it.
+//!
+//! Who starts again may be there before the engine has told of its end: what it said of that life does not count any more (see
+//! [`ended`](super::ended)).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tracing::debug;
 
-use super::facts::{Attached, Facts, Links, NetworkFact, Peer, Port};
+use super::facts::{Attached, Facts, Links, Peer, Port};
 
 /// A listing that began so long after we looked holds whatever the engine has to say of it.
-const TOLD_WITHIN: Duration = Duration::from_secs(5);
+const TOLD_WITHIN: SignedDuration = SignedDuration::from_secs(5);
 
 /// What was taken from the kernel and the engine has not told yet.
 #[derive(Debug, Default)]
@@ -58,8 +60,8 @@ pub(super) fn candidates<'a>(facts: &Facts, ports: impl Iterator<Item = (&'a Str
     let candidate = |(name, port): (&'a String, &'a Port)| {
         let peer = port.peer.as_ref().filter(|peer| !peer.addresses.is_empty())?;
         let (id, network) = facts.networks.iter().find(|(_, network)| network.bridge.as_ref() == Some(&port.bridge))?;
-        let told = network.attached.values().any(|attached| attached.mac == Some(peer.mac));
-        (!told).then(|| Candidate { port: name, peer, network: id.clone() })
+        let has_it = |(container, attached): (&String, &Attached)| attached.mac == Some(peer.mac) && !facts.ended.has(id, container);
+        (!network.attached.iter().any(has_it)).then(|| Candidate { port: name, peer, network: id.clone() })
     };
     ports.filter_map(candidate).collect()
 }
@@ -79,14 +81,15 @@ impl Ahead {
         for Candidate { port, peer, network } in candidates {
             let Some(container) = found.get(&peer.namespace).and_then(|inside| owner(facts, inside)) else { continue };
             let fact = &facts.networks[&network];
-            let addresses = own(fact, links, &container, &peer.addresses);
-            if fact.attached.contains_key(&container) || addresses.is_empty() || self.untold.contains_key(port) {
+            let addresses = own(facts, &network, links, &container, &peer.addresses);
+            let is_told = fact.attached.contains_key(&container) && !facts.ended.has(&network, &container);
+            if is_told || addresses.is_empty() || self.untold.contains_key(port) {
                 continue;
             }
             debug!(container, port, network = fact.name, "known ahead of the engine's word");
             let attached = Attached { mac: Some(peer.mac), addresses };
             facts.attach(&network, &container, attached.clone());
-            facts.seen_in.insert(container.clone(), peer.namespace);
+            facts.found_in(&container, peer.namespace);
             let place = Place { port: port.clone(), namespace: peer.namespace, attached, at };
             self.places.insert((network, container.clone()), place);
             placed.push(container);
@@ -97,6 +100,15 @@ impl Ahead {
     /// The engine has told that this container has left: what the kernel showed of it is no longer waited for.
     pub(super) fn left(&mut self, network: &str, container: &str) {
         self.places.remove(&(network.to_owned(), container.to_owned()));
+    }
+
+    /// Whether what the engine said of this place when it was asked is of a life that is over: its port has gone since, or somebody else
+    /// was seen behind a port with that MAC address, or with one of these addresses.
+    pub(super) fn is_over(&self, facts: &Facts, (network, container): (&str, &str), told: &Attached, asked: Timestamp) -> bool {
+        let has_it = |its: &Attached| (told.mac.is_some() && its.mac == told.mac) || !its.addresses.is_disjoint(&told.addresses);
+        let is_anothers = |(on, its): &(String, String)| on == network && its != container;
+        facts.ended.is_of(network, container, told.mac, asked)
+            || self.places.iter().any(|(key, place)| is_anothers(key) && place.at > asked && has_it(&place.attached))
     }
 
     /// The engine has told of this place. Returns who was taken for this container: the port with its MAC address is nobody else's.
@@ -117,32 +129,51 @@ impl Ahead {
         self.places.iter().any(|(key, place)| is_meant(key) && place.at > at)
     }
 
-    /// Ports that went away before the engine told of them: their containers never came to be there. Returns these.
-    pub(super) fn gone(&mut self, facts: &mut Facts, links: &Links) -> Vec<String> {
+    /// Ports that went away before the engine told of them: their containers are not there any more, whatever it says of before. Returns
+    /// these.
+    pub(super) fn gone(&mut self, facts: &mut Facts, links: &Links, at: Timestamp) -> Vec<String> {
         self.untold.retain(|port, namespace| leads(links, port) == Some(*namespace));
         let gone = self.places.extract_if(.., |_, place| leads(links, &place.port) != Some(place.namespace));
-        let gone: Vec<(String, String)> = gone.map(|(key, _)| key).collect();
+        let gone: Vec<_> = gone.collect();
         gone.into_iter()
-            .map(|(network, container)| {
+            .map(|((network, container), place)| {
                 facts.detach(&network, &container);
+                if let Some(mac) = place.attached.mac {
+                    facts.ended.untold(&network, &container, place.port, mac, at);
+                }
                 container
             })
             .collect()
     }
 
     /// The engine was asked for everything at this time, and what it said has replaced what was known of networks. What it gave to
-    /// somebody else by then it has taken back.
+    /// somebody else by then it has taken back; what somebody was seen to have since is not another's any more.
     pub(super) fn listed(&mut self, facts: &mut Facts, links: &Links, asked: Timestamp) {
+        facts.ended.listed(&facts.networks, asked);
         let places = std::mem::take(&mut self.places);
         for ((network, container), mut place) in places {
-            let Some(fact) = facts.networks.get(&network).filter(|fact| !fact.attached.contains_key(&container)) else { continue };
-            let waits = asked.duration_since(place.at).unsigned_abs() < TOLD_WITHIN;
-            if !waits {
+            let Some(fact) = facts.networks.get(&network) else { continue };
+            // Another MAC address was its in a life that was over when we looked, and for the engine not yet when it was asked.
+            let is_of_before = |told: &Attached| place.at >= asked && told.mac != place.attached.mac;
+            if fact.attached.get(&container).is_some_and(|told| !is_of_before(told)) {
+                continue;
+            }
+            if asked.duration_since(place.at) >= TOLD_WITHIN {
                 self.untold.insert(place.port, place.namespace);
                 continue;
             }
-            place.attached.addresses = own(fact, links, &container, &place.attached.addresses);
-            let is_anothers = fact.attached.values().any(|other| other.mac == place.attached.mac);
+            let has_its_mac = |(id, other): &(&String, &Attached)| *id != &container && other.mac == place.attached.mac;
+            let others: Vec<String> = fact.attached.iter().filter(has_its_mac).map(|(id, _)| id.clone()).collect();
+            let is_newer = place.at >= asked;
+            if is_newer {
+                // An event tells the end of each of them, or their next place.
+                others.iter().for_each(|other| facts.detach(&network, other));
+                let taken = held_elsewhere(facts, &network, links, &place.port);
+                place.attached.addresses.retain(|address| !taken.contains(address));
+            } else {
+                place.attached.addresses = own(facts, &network, links, &container, &place.attached.addresses);
+            }
+            let is_anothers = !is_newer && !others.is_empty();
             if leads(links, &place.port) == Some(place.namespace) && !place.attached.addresses.is_empty() && !is_anothers {
                 facts.attach(&network, &container, place.attached.clone());
                 self.places.insert((network, container), place);
@@ -150,6 +181,15 @@ impl Ahead {
         }
         facts.forget_where_nobody_is();
     }
+}
+
+/// Addresses of those on a network that are behind another port than this one.
+fn held_elsewhere(facts: &Facts, network: &str, links: &Links, port: &str) -> BTreeSet<IpAddr> {
+    let fact = &facts.networks[network];
+    let others = links.ports.iter().filter(|(name, other)| *name != port && Some(&other.bridge) == fact.bridge.as_ref());
+    let macs: BTreeSet<_> = others.filter_map(|(_, other)| Some(other.peer.as_ref()?.mac)).collect();
+    let living = fact.attached.iter().filter(|(id, its)| its.mac.is_some_and(|mac| macs.contains(&mac)) && !facts.ended.has(network, id));
+    living.flat_map(|(_, its)| its.addresses.iter().copied()).collect()
 }
 
 /// The namespace of the other end of a port.
@@ -165,10 +205,14 @@ fn owner(facts: &Facts, containers: &BTreeSet<String>) -> Option<String> {
 }
 
 /// Those that the engine can have given it.
-fn own(network: &NetworkFact, links: &Links, container: &str, addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
-    let others = |address: &IpAddr| network.attached.iter().any(|(id, other)| id != container && other.addresses.contains(address));
+fn own(facts: &Facts, network: &str, links: &Links, container: &str, addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let fact = &facts.networks[network];
+    let is_anothers = |address: &IpAddr| {
+        let has_it = |(id, other): (&String, &Attached)| id != container && other.addresses.contains(address);
+        fact.attached.iter().any(|other| has_it(other) && !facts.ended.has(network, other.0))
+    };
     let may_be = |address: &&IpAddr| {
-        network.subnets.iter().any(|subnet| subnet.contains(*address)) && !links.host.contains(address) && !others(address)
+        fact.subnets.iter().any(|subnet| subnet.contains(*address)) && !links.host.contains(address) && !is_anothers(address)
     };
     addresses.iter().filter(may_be).copied().collect()
 }

@@ -216,6 +216,24 @@ fn container_fact(told: ContainerSummary) -> Option<(String, ContainerFact)> {
     Some((id, fact))
 }
 
+/// A capability's name as the engine compares it.
+fn capability(named: &str) -> String {
+    let name = named.to_ascii_uppercase();
+    name.strip_prefix("CAP_").unwrap_or(&name).to_owned()
+}
+
+/// Whether a container gets CAP_NET_RAW: it is one of those that all get (moby, oci/caps, TweakCapabilities).
+fn has_net_raw(privileged: bool, add: Option<&[String]>, drop: Option<&[String]>) -> bool {
+    let names = |list: Option<&[String]>, wanted: &str| list.unwrap_or_default().iter().any(|name| capability(name) == wanted);
+    let (added, dropped) = (names(add, "NET_RAW"), names(drop, "NET_RAW"));
+    privileged
+        || match (names(add, "ALL"), names(drop, "ALL")) {
+            (true, _) => !dropped,
+            (false, true) => added,
+            (false, false) => added || !dropped,
+        }
+}
+
 fn details(told: ContainerInspectResponse, resolv_conf: Option<&str>, configured: &Configured, sockets: &[PathBuf]) -> Details {
     let name = told.name.unwrap_or_default();
     let name = name.trim_start_matches('/');
@@ -229,13 +247,12 @@ fn details(told: ContainerInspectResponse, resolv_conf: Option<&str>, configured
     if host_pid {
         unmanaged.insert(Unmanaged::HostPid);
     }
-    for added in config.cap_add.iter().flatten() {
-        let plain = added.to_ascii_uppercase();
-        let plain = plain.strip_prefix("CAP_").unwrap_or(&plain);
-        if CAPABILITIES.contains(&plain) || (plain == "SYS_PTRACE" && host_pid) {
-            unmanaged.insert(Unmanaged::Capability(plain.to_owned()));
+    for added in config.cap_add.iter().flatten().map(|added| capability(added)) {
+        if CAPABILITIES.contains(&added.as_str()) || (added == "SYS_PTRACE" && host_pid) {
+            unmanaged.insert(Unmanaged::Capability(added));
         }
     }
+    let raw = has_net_raw(config.privileged.unwrap_or_default(), config.cap_add.as_deref(), config.cap_drop.as_deref());
     let mut mounts = told.mounts.iter().flatten().filter_map(|mount| mount.source.as_deref());
     if mounts.any(|source| holds_socket(Path::new(source), sockets)) {
         unmanaged.insert(Unmanaged::EngineSocket);
@@ -256,6 +273,7 @@ fn details(told: ContainerInspectResponse, resolv_conf: Option<&str>, configured
         // Host networking has no resolver of its own; the host's questions are the host's.
         resolvers: if config.network_mode.as_deref() == Some("host") { Vec::new() } else { found.asked },
         unmanaged,
+        raw,
         notes,
         namespace: None,
     }

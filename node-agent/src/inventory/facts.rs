@@ -8,6 +8,8 @@ use ipnet::IpNet;
 use policy::Inventory;
 use policy::inventory::{Attachment, Container, Leg, Network, NodeBridge, Published, Unmanaged, name};
 
+use super::ended::Ended;
+
 /// A MAC address.
 pub(crate) type Mac = [u8; 6];
 
@@ -51,6 +53,8 @@ pub(crate) struct Details {
     pub(crate) published: Vec<Published>,
     pub(crate) resolvers: Vec<IpAddr>,
     pub(crate) unmanaged: BTreeSet<Unmanaged>,
+    /// It has CAP_NET_RAW.
+    pub(crate) raw: bool,
     /// Sentences about what could not be understood or believed.
     pub(crate) notes: Vec<String>,
     /// The id that this network namespace has for its own, as the kernel tells it.
@@ -147,6 +151,8 @@ pub(crate) struct Facts {
     pub(crate) containers: BTreeMap<String, ContainerFact>,
     /// Namespaces of containers of which the engine has not told a process yet: see [`ahead`](super::ahead).
     pub(crate) seen_in: BTreeMap<String, i32>,
+    /// What was said of places whose ports have gone since.
+    pub(crate) ended: Ended,
     pub(crate) userland_proxy: bool,
     /// Why nothing of this engine can be held to a policy (rootless, Podman).
     pub(crate) engine_unmanaged: Option<String>,
@@ -156,6 +162,7 @@ impl Facts {
     /// A container is on a network with these addresses; whoever else was said to have one of them there has it no more, since the
     /// engine gives an address away only after it has taken it back.
     pub(crate) fn attach(&mut self, network: &str, container: &str, attached: Attached) {
+        self.ended.forget(network, container);
         let Some(network) = self.networks.get_mut(network) else { return };
         for (_, other) in network.attached.iter_mut().filter(|(id, _)| *id != container) {
             other.addresses.retain(|address| !attached.addresses.contains(address));
@@ -165,11 +172,22 @@ impl Facts {
 
     /// A container left a network.
     pub(crate) fn detach(&mut self, network: &str, container: &str) {
+        self.ended.forget(network, container);
         if let Some(network) = self.networks.get_mut(network) {
             network.attached.remove(container);
         }
         if !self.is_here(container) {
             self.seen_in.remove(container);
+        }
+    }
+
+    /// By the kernel a container is in this namespace. If the engine's last word is of another one, that and its process are of a life
+    /// before.
+    pub(crate) fn found_in(&mut self, container: &str, namespace: i32) {
+        self.seen_in.insert(container.to_owned(), namespace);
+        let details = self.containers.get_mut(container).and_then(|fact| fact.details.as_mut());
+        if let Some(details) = details.filter(|details| details.namespace.is_some_and(|told| told != namespace)) {
+            (details.namespace, details.pid) = (None, None);
         }
     }
 
@@ -208,8 +226,9 @@ impl Facts {
     pub(crate) fn forget(&mut self, container: &str) {
         self.containers.remove(container);
         self.seen_in.remove(container);
-        for network in self.networks.values_mut() {
+        for (id, network) in &mut self.networks {
             network.attached.remove(container);
+            self.ended.forget(id, container);
         }
     }
 
@@ -254,6 +273,7 @@ impl Facts {
             let owner = containers.get_mut(&owner).expect("owner() returns only containers that are here and share nobody's namespace");
             owner.members.push(member.name);
             owner.unmanaged.extend(member.unmanaged);
+            owner.raw |= member.raw;
         }
         for container in containers.values_mut() {
             container.members.sort();
@@ -336,7 +356,17 @@ impl Facts {
             let Some(attached) = self.networks[network_id].attached.get(id) else { continue };
             unmanaged.extend(network.unmanaged.iter().cloned());
             match (&network.bridge, attached.mac) {
-                (Some(bridge), Some(mac)) => legs.push(leg((id, network_id), bridge, mac, &attached.addresses, ends)),
+                (Some(bridge), Some(mac)) => {
+                    let mut addresses = attached.addresses.clone();
+                    // What the kernel makes of a MAC address is its who has that now.
+                    let port = if self.ended.has(network_id, id) {
+                        None
+                    } else {
+                        addresses.insert(IpAddr::V6(link_local(mac)));
+                        ends.port(id, bridge, mac)
+                    };
+                    legs.push(leg((network_id, bridge), port, mac, addresses, ends));
+                }
                 (_, _) => elsewhere.push(Attachment { network: network_id.clone(), addresses: attached.addresses.clone() }),
             }
         }
@@ -355,14 +385,12 @@ impl Facts {
             resolvers: details.resolvers,
             members: Vec::new(),
             unmanaged,
+            raw: details.raw,
         }
     }
 }
 
-fn leg((container, network): (&str, &str), bridge: &str, mac: Mac, addresses: &BTreeSet<IpAddr>, ends: &Ends<'_>) -> Leg {
-    let port = ends.port(container, bridge, mac);
-    let mut addresses = addresses.clone();
-    addresses.insert(IpAddr::V6(link_local(mac)));
+fn leg((network, bridge): (&str, &str), port: Option<(&String, &Peer)>, mac: Mac, mut addresses: BTreeSet<IpAddr>, ends: &Ends<'_>) -> Leg {
     if let Some((_, peer)) = port {
         // What the container chose itself (RFC 7217), unless it chose the address that belongs to a neighbour's MAC.
         let own = |address: &&Ipv6Addr| !ends.is_a_neighbours(bridge, mac, address);

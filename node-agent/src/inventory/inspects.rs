@@ -18,7 +18,7 @@ use super::resolvers::Configured;
 const ABREAST: usize = 64;
 /// Of the containers that a regular listing shows as they were, so many are inspected, or one in so many if that is more: what only
 /// inspect tells changes without an event only where the engine itself does.
-const AGAIN: (usize, usize) = (64, 8);
+const AGAIN: (usize, usize) = (32, 32);
 
 /// What inspect told of a container.
 pub(super) type Answer = (String, Result<Option<Details>, EngineError>);

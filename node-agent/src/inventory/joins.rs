@@ -82,6 +82,7 @@ mod tests {
             resolvers: Vec::new(),
             members: Vec::new(),
             unmanaged: BTreeSet::new(),
+            raw: false,
         };
         Inventory { containers: [(id.to_owned(), container)].into(), ..Inventory::default() }
     }

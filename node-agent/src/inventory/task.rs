@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use super::ahead::Ahead;
 use super::engine::{Engine, EngineFact};
 use super::events::{Change, change};
-use super::facts::{ContainerFact, Ends, Facts, NetworkFact};
+use super::facts::{ContainerFact, Ends, Facts, Links, NetworkFact};
 use super::inhabitants::Inhabitants;
 use super::inspects::{Answer, Inspect, Inspects};
 use super::joins::Joins;
@@ -51,6 +51,14 @@ enum SessionError {
     Ended,
     #[error("the engine's stream of events broke")]
     Broke(#[source] EngineError),
+}
+
+/// What the engine listed.
+struct Listed {
+    /// When it was asked, and the links of then.
+    started: (Timestamp, Arc<Links>),
+    networks: BTreeMap<String, NetworkFact>,
+    containers: BTreeMap<String, ContainerFact>,
 }
 
 /// Owner of everything that was told.
@@ -135,13 +143,15 @@ impl Task {
         let since = Timestamp::now();
         // The stream begins to be asked for when it is first read; `since` is what makes it whole.
         let events = std::pin::pin!(engine.events(since).ready_chunks(BATCH));
-        let before = std::mem::replace(&mut self.about, engine.about().await?);
-        if let Err(error) = self.resync(&engine, Inspect::All).await {
-            // Nothing was listed: to have an engine without containers must not be told.
-            self.about = before;
-            return Err(error);
-        }
+        let about = engine.about().await?;
+        let listed = self.list(&engine).await?;
+        // Not before: an engine without containers must not be told of where nothing was listed yet.
+        self.about = about;
+        let before = Arc::clone(&listed.started.1);
+        self.take_listing(&engine, listed, Inspect::All);
         self.all_details().await;
+        // That takes a while, and nothing of this has been published yet.
+        self.look_since(&before);
         self.blind = None;
         self.publish();
         info!(engine = self.about.version, socket = %self.options.socket.display(), "engine followed");
@@ -179,10 +189,10 @@ impl Task {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    self.look_ahead();
                     self.links_moved();
                 }
                 answers = self.inspects.answers() => {
+                    self.catch_up();
                     let mut news = false;
                     for answer in answers {
                         news |= self.answered(answer);
@@ -199,7 +209,12 @@ impl Task {
                     self.publish();
                 }
                 // A port may have become nobody's.
-                _ = unclaimed.tick(), if !self.unclaimed.is_empty() => self.publish(),
+                _ = unclaimed.tick(), if !self.unclaimed.is_empty() => {
+                    if self.may_be_mistaken() {
+                        self.resync(engine, Inspect::Some).await?;
+                    }
+                    self.publish();
+                }
                 () = self.sender.closed() => return Ok(()),
             }
         }
@@ -207,9 +222,21 @@ impl Task {
 
     /// Lists everything anew; whether that is anything new.
     async fn resync(&mut self, engine: &Engine, inspect: Inspect) -> Result<bool, SessionError> {
-        let started = Timestamp::now();
-        let (networks, mut containers) = self.listing(engine).await?;
+        let listed = self.list(engine).await?;
+        Ok(self.take_listing(engine, listed, inspect))
+    }
+
+    async fn list(&mut self, engine: &Engine) -> Result<Listed, SessionError> {
+        self.catch_up();
+        let (started, links) = (Timestamp::now(), Arc::clone(&self.links.borrow().links));
+        let (networks, containers) = self.listing(engine).await?;
         debug!(networks = networks.len(), containers = containers.len(), after = %Timestamp::now().duration_since(started), "listed");
+        self.catch_up();
+        Ok(Listed { started: (started, links), networks, containers })
+    }
+
+    fn take_listing(&mut self, engine: &Engine, listed: Listed, inspect: Inspect) -> bool {
+        let Listed { started: (started, before), networks, mut containers } = listed;
         for (id, fact) in &mut containers {
             keep_details(fact, self.facts.containers.get(id));
         }
@@ -220,11 +247,12 @@ impl Task {
         self.facts.containers = containers;
         let links = self.links.borrow().links.clone();
         self.ahead.listed(&mut self.facts, &links, started);
+        self.look_since(&before);
         self.synced = started;
         self.facts.userland_proxy = self.about.userland_proxy;
         self.facts.engine_unmanaged.clone_from(&self.about.unmanaged);
         self.inspects.list(engine, &self.about.configured, due);
-        Ok(news)
+        news
     }
 
     /// What the engine lists. While many containers start that takes seconds, in which those that join are seen ahead of its word as ever.
@@ -235,11 +263,7 @@ impl Task {
             tokio::select! {
                 biased;
                 listed = &mut listing => return listed,
-                // What was known before the engine was lost is not to be told as if it were of now.
-                Ok(()) = self.links.changed(), if self.blind.is_none() => {
-                    self.look_ahead();
-                    self.links_moved();
-                }
+                Ok(()) = self.links.changed() => self.links_moved(),
             }
         }
     }
@@ -294,10 +318,13 @@ impl Task {
     /// Takes changes in, in their order, each at its own time.
     async fn take(&mut self, engine: &Engine, mut changes: Changes, told: Told) -> Result<(), SessionError> {
         let told_at = Instant::now();
+        self.catch_up();
         // What was listed while the engine was asked holds what happened before it.
         changes.retain(|(at, _)| *at >= self.synced);
-        debug!(events = changes.len(), networks = told.networks.len(), after = ?told.asked.elapsed(), "the engine answered");
-        for (id, mut fact) in told.containers {
+        debug!(events = changes.len(), networks = told.networks.len(), after = %Timestamp::now().duration_since(told.asked), "the engine answered");
+        // A listing since then is newer, also where it has somebody no more.
+        let containers = if told.asked >= self.synced { told.containers } else { BTreeMap::new() };
+        for (id, mut fact) in containers {
             keep_details(&mut fact, self.facts.containers.get(&id));
             self.facts.containers.insert(id, fact);
         }
@@ -306,10 +333,8 @@ impl Task {
         let mut last = self.synced;
         for (at, change) in changes {
             last = at;
-            self.apply(engine, (&told.networks, &ends), change, at).await?;
+            self.apply(engine, (&told.networks, told.asked, &ends), change, at).await?;
         }
-        // It may have told of a container whose port was there before.
-        self.look_ahead();
         self.publish_at(last, told_at);
         Ok(())
     }
@@ -317,7 +342,7 @@ impl Task {
     async fn apply(
         &mut self,
         engine: &Engine,
-        (networks, ends): (&BTreeMap<String, NetworkFact>, &Ends<'_>),
+        (networks, asked, ends): (&BTreeMap<String, NetworkFact>, Timestamp, &Ends<'_>),
         change: Change,
         at: Timestamp,
     ) -> Result<(), SessionError> {
@@ -330,6 +355,9 @@ impl Task {
                 let known = self.facts.networks.entry(network.clone());
                 known.or_insert_with(|| NetworkFact { attached: BTreeMap::new(), ..told.clone() });
                 match told.attached.get(&container) {
+                    Some(attached) if self.ahead.is_over(&self.facts, (&network, &container), attached, asked) => {
+                        debug!(container, network = told.name, "its place was left, or another's, before the engine's answer was taken");
+                    }
                     Some(attached) => {
                         self.facts.attach(&network, &container, attached.clone());
                         for wrong in self.ahead.told(&mut self.facts, &network, &container) {
@@ -394,6 +422,13 @@ impl Task {
         self.publish_at(Timestamp::now(), Instant::now());
     }
 
+    /// Before the engine's word is taken: which ports have gone is looked at by what was known before it.
+    fn catch_up(&mut self) {
+        if self.links.has_changed().unwrap_or(false) {
+            self.links_moved();
+        }
+    }
+
     fn links_moved(&mut self) {
         let told = self.links.borrow().at;
         self.publish_at(Timestamp::now(), told);
@@ -402,6 +437,13 @@ impl Task {
     /// Publishes what the facts come to, if that is anything new; `told` is when the last of them came.
     fn publish_at(&mut self, at: Timestamp, told: Instant) {
         let Seen { links, at: seen } = self.links.borrow_and_update().clone();
+        // While the engine is away too: who comes then is nobody that it told of before.
+        let before = Arc::clone(&self.sender.borrow().inventory);
+        self.facts.ended.look(&before, &links, Timestamp::now());
+        // What was known before the engine was lost is not to be told as if it were of now.
+        if self.blind.is_none() {
+            self.look_ahead(&links);
+        }
         let (mut inventory, mut notes) = self.facts.join(&links);
         self.leases.update(&inventory, at);
         notes.extend(self.about.notes.iter().cloned());
@@ -450,14 +492,4 @@ pub(crate) fn read_any(json: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_that_was_put_back_is_noticed_and_one_that_goes_on_is_not() {
-        let at = |second| Timestamp::from_second(second).unwrap();
-        assert!(went_back(at(3_600), at(10)));
-        assert!(!went_back(at(3_600), at(3_600)));
-        assert!(!went_back(Timestamp::MIN, at(0)), "never listed yet");
-    }
-}
+mod tests;

@@ -1,7 +1,6 @@
 //! What the engine is asked when events have come, and what it answers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 use bollard::errors::Error as EngineError;
 use jiff::Timestamp;
@@ -18,7 +17,7 @@ pub(super) struct Told {
     pub(super) networks: BTreeMap<String, NetworkFact>,
     pub(super) containers: BTreeMap<String, ContainerFact>,
     /// When it was asked.
-    pub(super) asked: Instant,
+    pub(super) asked: Timestamp,
 }
 
 /// Asks once for all that the changes need: networks somebody joined, containers that are not among the `known`. Both at the same time.
@@ -41,7 +40,7 @@ pub(super) fn about(
             Change::Disconnect { .. } | Change::Die(_) | Change::Gone(_) | Change::NetworkGone(_) | Change::Reload => {}
         }
     }
-    let (engine, asked) = (engine.clone(), Instant::now());
+    let (engine, asked) = (engine.clone(), Timestamp::now());
     async move {
         let networks = futures::future::try_join_all(networks.iter().map(|id| engine.network(id)));
         let containers = async {

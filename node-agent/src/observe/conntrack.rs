@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use jiff::Timestamp;
 use policy::Tuple;
 use policy::service::Protocol;
-use policy::track::{Counted, Entry, Kind, Stamp, Status};
+use policy::track::{Counted, Entry, EntryKey, Kind, Stamp, Status};
 
 use super::netfilter::{Attributes, Channel, Message, NLM_F_ACK, NLM_F_DUMP, Part, Parts, Unreadable, Writer};
 
@@ -268,15 +268,87 @@ fn request(number: u8) -> u16 {
 ///
 /// # Errors
 /// The socket's, and the kernel's refusal (EPERM without CAP_NET_ADMIN).
-pub fn dump(mut each: impl FnMut(Entry), mut skipped: impl FnMut(Unreadable)) -> io::Result<()> {
+pub fn dump(mut each: impl FnMut(Entry), skipped: impl FnMut(Unreadable)) -> io::Result<()> {
+    dump_shown(|entry, _| each(entry), skipped)
+}
+
+/// The same, each with where it is in the table.
+///
+/// # Errors
+/// As [`dump`].
+pub fn dump_shown(mut each: impl FnMut(Entry, Shown<'_>), mut skipped: impl FnMut(Unreadable)) -> io::Result<()> {
     let mut channel = Channel::open()?;
     let sequence = channel.next_sequence();
     let mut writer = Writer::default();
     writer.message(request(MESSAGE_GET), NLM_F_DUMP, sequence, 0, 0);
     channel.ask(&writer.finish(), sequence, |message| match read_message(&message, true) {
-        Ok((_, entry)) => each(entry),
+        Ok((_, entry)) => each(entry, Shown(message)),
         Err(why) => skipped(why),
     })
+}
+
+/// A connection as the kernel has just shown it.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<'a>(Message<'a>);
+
+/// Where a connection is in the table, in the kernel's own words. An [`Entry`] does not say all of them: the code of an ICMP request, an
+/// address of IPv4 within IPv6, a zone of one direction.
+#[derive(Clone, Debug)]
+pub struct Held {
+    family: u8,
+    original: Box<[u8]>,
+    zone: Option<[u8; 2]>,
+    id: Option<[u8; 4]>,
+}
+
+impl Shown<'_> {
+    /// To come back to it later.
+    pub fn held(self) -> Held {
+        let mut held = Held { family: self.0.family, original: Box::default(), zone: None, id: None };
+        for attribute in self.0.attributes.flatten() {
+            match attribute.kind {
+                cta::TUPLE_ORIG => held.original = attribute.value.into(),
+                cta::ZONE => held.zone = attribute.value.try_into().ok(),
+                cta::ID => held.id = attribute.value.try_into().ok(),
+                _ => {}
+            }
+        }
+        held
+    }
+}
+
+/// Questions in one message to the kernel: all their answers have room in a receive buffer of the usual size.
+const AT_ONCE: usize = 32;
+
+/// Those connections of these places in the table that are there: what a dump says of them, without a look at all the rest. As a dump does, the
+/// kernel takes out what has expired. What could not be read is counted by `skipped`.
+///
+/// # Errors
+/// The socket's, and the kernel's refusal (EPERM without CAP_NET_ADMIN).
+pub fn look_up(keys: &[EntryKey], mut each: impl FnMut(Entry), mut skipped: impl FnMut(Unreadable)) -> io::Result<()> {
+    let mut channel = Channel::open()?;
+    // An address of IPv4 within IPv6 is read as the former: beside one of IPv6 it is in no message that the kernel takes.
+    let alike = |key: &&EntryKey| key.original.source.is_ipv4() == key.original.destination.is_ipv4();
+    let keys: Vec<&EntryKey> = keys.iter().filter(alike).collect();
+    for some in keys.chunks(AT_ONCE) {
+        let (mut writer, mut last) = (Writer::default(), 0);
+        for (n, key) in some.iter().enumerate() {
+            last = channel.next_sequence();
+            // An entry is an answer in itself; what follows the last one's is the end of all.
+            let flags = if n + 1 == some.len() { NLM_F_ACK } else { 0 };
+            let family = if key.original.source.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 };
+            writer.message(request(MESSAGE_GET), flags, last, family, 0);
+            write_tuple(&mut writer, cta::TUPLE_ORIG, &key.original);
+            if key.zone != 0 {
+                writer.attribute(cta::ZONE, &key.zone.to_be_bytes());
+            }
+        }
+        channel.ask_but(&[nix::libc::ENOENT], &writer.finish(), last, |message| match read_message(&message, true) {
+            Ok((_, entry)) => each(entry),
+            Err(why) => skipped(why),
+        })?;
+    }
+    Ok(())
 }
 
 fn write_tuple(writer: &mut Writer, kind: u16, tuple: &Tuple) {
@@ -307,7 +379,7 @@ fn write_tuple(writer: &mut Writer, kind: u16, tuple: &Tuple) {
                     return;
                 }
             };
-            // Only requests with code 0 begin a connection (`nf_conntrack_icmp`: echo, timestamp, address mask).
+            // A request has code 0 (RFC 792, RFC 4443). One with another is a connection too, and is not found by this.
             writer.attribute(id, &source);
             writer.attribute(id + 1, &[destination[1]]);
             writer.attribute(code, &[0]);
@@ -316,15 +388,14 @@ fn write_tuple(writer: &mut Writer, kind: u16, tuple: &Tuple) {
 }
 
 /// Asks the kernel to do something to one connection, with the attributes that `more` adds. False: for one of these errors.
-fn to_one(entry: &Entry, message: u8, more: impl FnOnce(&mut Writer), missed: &[i32]) -> io::Result<bool> {
+fn to_one(held: &Held, message: u8, more: impl FnOnce(&mut Writer), missed: &[i32]) -> io::Result<bool> {
     let mut channel = Channel::open()?;
     let sequence = channel.next_sequence();
-    let family = if entry.original.source.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 };
     let mut writer = Writer::default();
-    writer.message(request(message), NLM_F_ACK, sequence, family, 0);
-    write_tuple(&mut writer, cta::TUPLE_ORIG, &entry.original);
-    if entry.zone != 0 {
-        writer.attribute(cta::ZONE, &entry.zone.to_be_bytes());
+    writer.message(request(message), NLM_F_ACK, sequence, held.family, 0);
+    writer.nested(cta::TUPLE_ORIG, &held.original);
+    if let Some(zone) = held.zone {
+        writer.attribute(cta::ZONE, &zone);
     }
     more(&mut writer);
     match channel.ask(&writer.finish(), sequence, |_| {}) {
@@ -339,13 +410,13 @@ fn to_one(entry: &Entry, message: u8, more: impl FnOnce(&mut Writer), missed: &[
 ///
 /// # Errors
 /// The socket's, and the kernel's refusal (EPERM without CAP_NET_ADMIN).
-pub fn delete(entry: &Entry) -> io::Result<bool> {
+pub fn delete(held: &Held) -> io::Result<bool> {
     let id = |writer: &mut Writer| {
-        if let Some(id) = entry.id {
-            writer.attribute(cta::ID, &id.to_be_bytes());
+        if let Some(id) = held.id {
+            writer.attribute(cta::ID, &id);
         }
     };
-    to_one(entry, MESSAGE_DELETE, id, &[nix::libc::ENOENT])
+    to_one(held, MESSAGE_DELETE, id, &[nix::libc::ENOENT])
 }
 
 /// Marks a connection that lives as one that the filter let begin. False: it has ended, or has no room for labels. The kernel compares
@@ -353,7 +424,7 @@ pub fn delete(entry: &Entry) -> io::Result<bool> {
 ///
 /// # Errors
 /// The socket's, and the kernel's refusal (EPERM without CAP_NET_ADMIN).
-pub fn let_live(entry: &Entry) -> io::Result<bool> {
+pub fn let_live(held: &Held) -> io::Result<bool> {
     let mut bits = [0; label::SIZE];
     bits[label::FILTER] = label::BEGUN;
     let labels = |writer: &mut Writer| {
@@ -362,7 +433,7 @@ pub fn let_live(entry: &Entry) -> io::Result<bool> {
         writer.attribute(cta::LABELS_MASK, &bits);
     };
     // Without NLM_F_CREATE: changed if it is there.
-    to_one(entry, MESSAGE_NEW, labels, &[nix::libc::ENOENT, nix::libc::ENOSPC])
+    to_one(held, MESSAGE_NEW, labels, &[nix::libc::ENOENT, nix::libc::ENOSPC])
 }
 
 #[cfg(test)]

@@ -220,6 +220,11 @@ impl Writer {
         self.attribute(kind, &[value.as_bytes(), &[0]].concat());
     }
 
+    /// One attribute of attributes that are written already.
+    pub(crate) fn nested(&mut self, kind: u16, attributes: &[u8]) {
+        self.attribute(kind | NLA_F_NESTED, attributes);
+    }
+
     pub(crate) fn nest(&mut self, kind: u16, inside: impl FnOnce(&mut Self)) {
         let at = self.bytes.len();
         self.bytes.extend_from_slice(&[0, 0]);
@@ -257,7 +262,12 @@ impl Channel {
 
     /// Sends one request (several messages at most in one batch) and gives each message of the answer to `each`, until the
     /// kernel says that sequence number `last` is done or wrong.
-    pub(crate) fn ask(&mut self, request: &[u8], last: u32, mut each: impl FnMut(Message<'_>)) -> io::Result<()> {
+    pub(crate) fn ask(&mut self, request: &[u8], last: u32, each: impl FnMut(Message<'_>)) -> io::Result<()> {
+        self.ask_but(&[], request, last, each)
+    }
+
+    /// The same, where these errors are answers as good as any.
+    pub(crate) fn ask_but(&mut self, fine: &[i32], request: &[u8], last: u32, mut each: impl FnMut(Message<'_>)) -> io::Result<()> {
         self.socket.send(request, 0)?;
         let mut buffer = Vec::with_capacity(RECEIVE);
         let mut failed = None;
@@ -275,8 +285,9 @@ impl Channel {
                     Part::Done { sequence, .. } if sequence == last => return failed.map_or(Ok(()), Err),
                     // The first mistake in a batch is the one that explains it; every message of it is answered.
                     Part::Answer { errno, sequence } => {
-                        if errno != 0 && failed.is_none() {
-                            failed = Some(io::Error::from_raw_os_error(errno.saturating_neg()));
+                        let code = errno.saturating_neg();
+                        if errno != 0 && failed.is_none() && !fine.contains(&code) {
+                            failed = Some(io::Error::from_raw_os_error(code));
                         }
                         if sequence == last || failed.as_ref().is_some_and(|_| errno != 0 && sequence == 0) {
                             return failed.map_or(Ok(()), Err);

@@ -14,9 +14,6 @@ use super::links::{Calls, Links};
 /// Under /proc/sys/net, which shows the network namespace of the thread that looks.
 const ROOT: &str = "/proc/sys/net/netfilter";
 
-/// The same for all namespaces of the machine, and another one after each boot (random(4)).
-const BOOT: &str = "/proc/sys/kernel/random/boot_id";
-
 /// What is switched on, and why.
 const WANTED: [(&str, &str); 3] = [
     // Bytes and packets in dumps and at the end.
@@ -44,7 +41,7 @@ pub struct Originals {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct On {
-    /// The kernel's id of the boot (/proc/sys/kernel/random/boot_id).
+    /// The kernel's id of the boot.
     pub boot: String,
     /// Names of sysctls.
     pub sysctls: BTreeSet<String>,
@@ -130,8 +127,7 @@ impl Originals {
             }
         }
         let was_on = self.on.clone();
-        // Where the kernel has no such id, all of its life is one boot.
-        self.on.begin(fs::read_to_string(BOOT).unwrap_or_default().trim().to_owned());
+        self.on.begin(crate::netns::boot());
         let (foul, first): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(name, ..)| self.on.sysctls.contains(*name));
         for (name, _, before) in &first {
             self.sysctls.entry((*name).to_owned()).or_insert_with(|| before.clone());

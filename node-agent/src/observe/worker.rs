@@ -11,17 +11,19 @@ use policy::attribute::{Attribution, Denial, Fact, Listening, Scene};
 use policy::flow::{FlowOutcome, Tuple};
 use policy::track::{Entry, Kind, Sight, Tracker};
 use tokio::sync::{mpsc, watch};
-use tracing::{error, info, warn};
+use tracing::{debug, error, warn};
 
 use super::links::Links;
 use super::listening::Sockets;
 use super::reader::Batch;
 use super::ring::Ring;
-use super::switches::{Found, Gauges, Keep, Originals};
+use super::switches::{Gauges, Keep, Originals};
 use super::table::{Features, Table};
 use super::{Account, Limits, conntrack};
 use crate::chain::chain;
 use crate::inventory::Snapshot;
+
+mod keep;
 
 /// How often flows are named while some wait for it, and how often the rest is looked after while something is under way; while
 /// nothing is, with each round. What was read, another inventory and news of an interface wake it at once.
@@ -33,6 +35,11 @@ const ROUND: Duration = Duration::from_millis(500);
 const SHARE: u32 = 50;
 /// A repair after loss may come as soon as this after the sweep before it.
 const REPAIR_AFTER: Duration = Duration::from_secs(1);
+/// For a dump the kernel looks through all the room of its table: 262,144 places in 15 ms where there is much memory. Where no more
+/// connections than this are followed, each is asked for by itself (some 4 µs), and a dump is taken so many times more seldom, for what no
+/// event told of.
+const FEW: usize = 512;
+const SELDOM: u32 = 6;
 /// Retransmissions of a denied packet are one flow: TCP doubles its time-out from 1 s (RFC 6298), so the fifth comes after 31 s.
 const SAME_DENIAL: SignedDuration = SignedDuration::from_secs(35);
 /// Denied tuples remembered for that at most (some 20 MB): beyond it a retransmission may count as another flow.
@@ -90,6 +97,8 @@ pub(super) struct Worker {
     restrained: bool,
     swept: Instant,
     swept_in: Duration,
+    /// When the whole table was read.
+    dumped: Instant,
     loss_to_repair: bool,
     turned: Instant,
     rounded: Instant,
@@ -138,6 +147,7 @@ impl Worker {
             restrained: false,
             swept: now,
             swept_in: Duration::ZERO,
+            dumped: now,
             loss_to_repair: false,
             turned: now,
             rounded: now,
@@ -261,7 +271,8 @@ impl Worker {
         self.resolve();
         let due = if self.loss_to_repair { REPAIR_AFTER } else { self.parts.sweep };
         if self.swept.elapsed() >= due.max(self.swept_in * SHARE) {
-            self.sweep();
+            let all = self.loss_to_repair || self.tracker.open() > FEW || self.dumped.elapsed() >= self.parts.sweep * SELDOM;
+            if all { self.sweep() } else { self.look() }
         }
         if self.rounded.elapsed() >= ROUND {
             self.round();
@@ -285,87 +296,6 @@ impl Worker {
         self.attribution.resolve(&scene, listening, Timestamp::now(), &mut self.out);
     }
 
-    /// Stops what tracks connections for learning alone when the connection table runs full, and begins again when there is room.
-    fn restrain(&mut self) {
-        if let Some(room) = self.gauges.as_ref().and_then(Gauges::room) {
-            self.room = room;
-        }
-        let before = self.restrained;
-        self.restrained = self.parts.limits.restrain(before, self.room);
-        if before && !self.restrained {
-            info!(entries = self.room.0, "there is room in the connection table again; networks in Learn are tracked");
-            self.wrong.remove("room");
-            // The table first: what begins from now on is seen, what lives on is read.
-            self.keep_table(false);
-            self.loss_to_repair = true;
-        }
-        if !self.restrained {
-            return;
-        }
-        let (used, room) = self.room;
-        if !before {
-            warn!(used, room, "the connection table runs full; connections are not tracked for learning alone");
-        }
-        let text = format!(
-            "the connection table runs full ({used} of {room} entries): networks that are neither enforced nor audited are not tracked \
-             for now, and nothing is learned there. Raise net.netfilter.nf_conntrack_max"
-        );
-        // Said once: the numbers move all the time, and each change would be news.
-        self.wrong.entry("room".to_owned()).or_insert(text);
-        let filtered = self.parts.filtered.borrow().clone();
-        let Parts { originals, links, table, keep, .. } = &mut self.parts;
-        let changed: Vec<String> = originals.bridges.keys().filter(|bridge| !filtered.contains(*bridge)).cloned().collect();
-        for bridge in changed {
-            if let Err(error) = originals.let_go(links, &bridge, keep) {
-                warn!(bridge, error = chain(&error), "a bridge's switch could not be put back");
-            }
-        }
-        if filtered.is_empty()
-            && let Err(error) = table.lift()
-        {
-            warn!(%error, "the observation table could not be taken out");
-        }
-    }
-
-    /// Whether a bridge's connections are left alone for want of room.
-    fn leaves_alone(&self, bridge: &str) -> bool {
-        self.restrained && !self.parts.filtered.borrow().contains(bridge)
-    }
-
-    /// Switches netfilter on for every bridge of the engine.
-    fn lead_bridges_through(&mut self) {
-        let snapshot = Arc::clone(&self.parts.snapshots.borrow());
-        let bridges: BTreeSet<&str> = snapshot.inventory.networks.values().filter_map(|network| network.bridge.as_deref()).collect();
-        self.wrong.retain(|what, _| what.strip_prefix("bridge ").is_none_or(|bridge| bridges.contains(bridge)));
-        for &bridge in &bridges {
-            if self.leaves_alone(bridge) {
-                continue;
-            }
-            let Parts { links, originals, keep, kept, .. } = &mut self.parts;
-            let place = format!("bridge {bridge}");
-            match originals.lead_through(links, bridge, keep) {
-                Ok(Found::On) => {}
-                Ok(Found::Off) => {
-                    self.wrong.remove(&place);
-                    kept.send_replace(originals.clone());
-                }
-                Ok(Found::SwitchedOff) => {
-                    self.wrong.remove(&place);
-                    warn!(bridge, "somebody switched netfilter off for a bridge; switched on again");
-                    *self.repaired.entry(format!("netfilter of {place}")).or_default() += 1;
-                }
-                Err(error) => {
-                    let text = format!("traffic within {place} is not seen: {}", chain(&error));
-                    self.wrong.insert(place, text);
-                }
-            }
-        }
-        let Parts { links, originals, keep, .. } = &mut self.parts;
-        if let Err(error) = originals.note_on(links, &bridges, keep) {
-            warn!(error = chain(&error), "what is switched off while no agent lives would not be told");
-        }
-    }
-
     /// Reads the whole table: what goes on, what was there before us, what was lost.
     fn sweep(&mut self) {
         let began = Instant::now();
@@ -373,7 +303,7 @@ impl Worker {
         let now = Timestamp::now();
         self.tracker.begin_dump();
         let (tracker, sights, skipped) = (&mut self.tracker, &mut self.sights, &mut self.skipped);
-        let feed = |entry| tracker.feed(Kind::Dump, &entry, now, sights);
+        let feed = |entry: Entry| tracker.feed(Kind::Dump, &entry, now, sights);
         // A table without an entry has room for many thousands all the same, and the kernel looks through all of it.
         let empty = self.gauges.as_ref().and_then(Gauges::room).is_some_and(|(entries, _)| entries == 0);
         let read = if empty { Ok(()) } else { conntrack::dump(feed, |why| *skipped.entry(why.0).or_default() += 1) };
@@ -388,8 +318,25 @@ impl Worker {
                 self.wrong.insert("dump".to_owned(), format!("the table of connections can't be read: {error}"));
             }
         }
-        self.swept = Instant::now();
-        self.swept_in = began.elapsed();
+        (self.swept, self.dumped, self.swept_in) = (Instant::now(), began, began.elapsed());
+        self.name_sights();
+    }
+
+    /// Asks for each connection that is followed. One that is not there has ended: its event tells, or the next dump.
+    fn look(&mut self) {
+        let began = Instant::now();
+        let now = Timestamp::now();
+        let keys: Vec<_> = self.tracker.followed().collect();
+        let (tracker, sights, skipped) = (&mut self.tracker, &mut self.sights, &mut self.skipped);
+        let feed = |entry: Entry| tracker.feed(Kind::Dump, &entry, now, sights);
+        let read = if keys.is_empty() { Ok(()) } else { conntrack::look_up(&keys, feed, |why| *skipped.entry(why.0).or_default() += 1) };
+        if let Err(error) = read {
+            // The dump of the same instant says what is wrong, or serves as well.
+            debug!(%error, "connections can't be asked for one by one");
+            return self.sweep();
+        }
+        self.tracker.forget(now, &mut self.sights);
+        (self.swept, self.swept_in) = (Instant::now(), began.elapsed());
         self.name_sights();
     }
 
@@ -407,6 +354,8 @@ impl Worker {
         match if on { Ok(Vec::new()) } else { originals.switch_on(keep) } {
             Ok(changed) => {
                 self.wrong.remove("sysctl");
+                // What began while the kernel told nothing is in the table.
+                self.loss_to_repair |= !changed.is_empty();
                 for name in changed {
                     warn!(name, "somebody switched a sysctl back; switched on again");
                     *self.repaired.entry(name.to_owned()).or_default() += 1;
@@ -419,24 +368,6 @@ impl Worker {
         }
         if !self.restrained || !self.parts.filtered.borrow().is_empty() {
             self.keep_table(true);
-        }
-    }
-
-    /// Puts the observation table back where it is gone; `foul`: nobody of us took it out.
-    fn keep_table(&mut self, foul: bool) {
-        match self.parts.table.repair() {
-            Ok(false) => {
-                self.wrong.remove("table");
-            }
-            Ok(true) if !foul => {}
-            Ok(true) => {
-                warn!("somebody removed the observation table; it is back");
-                *self.repaired.entry("the observation table".to_owned()).or_default() += 1;
-                self.loss_to_repair = true;
-            }
-            Err(error) => {
-                self.wrong.insert("table".to_owned(), format!("connections are not tracked: {error}"));
-            }
         }
     }
 

@@ -15,7 +15,7 @@ use policy::{Ports, Protocol, Service};
 use rtnetlink::{LinkBridge, LinkMessageBuilder};
 
 use super::{Check, chain};
-use crate::enforce::{Enforcer, Nftables, Ownership};
+use crate::enforce::{Enforcer, Nftables, Ownership, sums};
 
 /// The bridge and the port of the trial; they live in its namespace only.
 const BRIDGE: &str = "trial0";
@@ -42,6 +42,7 @@ fn inside() -> Vec<Check> {
     };
     let mut checks = vec![runtime.block_on(bridge())];
     checks.push(filter());
+    checks.push(sums());
     // After the filter, whose first `ct` brings connection tracking to the namespace and its keys to /proc.
     checks.push(br_netfilter());
     checks.push(tracking());
@@ -102,7 +103,19 @@ fn filter() -> Check {
         Err(error) => Check::fail(
             name,
             chain(&error),
-            "nf_tables with the families inet, bridge and arp, conntrack (nft_ct), nft_log, nft_limit and nft_reject are needed; on a machine with modules: modprobe nf_tables",
+            "nf_tables with the families inet, bridge and arp, conntrack (nft_ct), nft_fib_inet, nft_log, nft_limit and nft_reject are needed; on a machine with modules: modprobe nf_tables",
+        ),
+    }
+}
+
+fn sums() -> Check {
+    let name = "checksums";
+    match sums::keep_out() {
+        Ok(_) => Check::ok(name, "looked at where they are yet to be written"),
+        Err(error) => Check::warn(
+            name,
+            format!("not looked at where they are yet to be written: {}", chain(&error)),
+            "two bytes of what a container with NET_RAW sends can change behind the filter: cap_drop: [NET_RAW], or a kernel from 6.4 on with CONFIG_NETFILTER_BPF_LINK and CONFIG_DEBUG_INFO_BTF",
         ),
     }
 }

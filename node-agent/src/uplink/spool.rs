@@ -19,8 +19,10 @@ use std::path::{Path, PathBuf};
 
 use policy::{EdgeDelta, EdgeKey, Evidence, Health, wire};
 use prost::Message;
+use tracing::warn;
 
 use super::journal::{Records, append};
+use crate::chain::chain;
 
 /// The version of the file's format.
 const FORMAT: u32 = 1;
@@ -117,7 +119,7 @@ impl Spool {
     /// Opens the spool of this directory, or begins one.
     ///
     /// # Errors
-    /// The file system says no, or the file is of a newer version.
+    /// The file can't be opened or read, or is of a newer version.
     pub fn open(dir: &Path, limits: Limits) -> Result<(Self, Recovery), SpoolError> {
         let path = dir.join("spool");
         let mut bytes = Vec::new();
@@ -144,8 +146,11 @@ impl Spool {
             lost: 0,
         };
         let recovery = spool.replay(&bytes)?;
-        // A whole file to begin with: a cut end is gone, a new id is on disk before it is told to anybody.
-        spool.rewrite()?;
+        // A whole file to begin with: a cut end is gone, a new id is on disk before it is told to anybody. Without room it is behind, which
+        // keeps nobody from enforcing.
+        if let Err(error) = spool.rewrite() {
+            warn!(error = chain(&error), "the spool could not be written anew; tried again with the next write");
+        }
         Ok((spool, recovery))
     }
 
@@ -161,8 +166,7 @@ impl Spool {
         if unreadable > 0 {
             let kept = self.path.with_extension("damaged");
             // The last one is enough to see what happened; more would fill the disk of a machine that is failing.
-            std::fs::write(&kept, bytes).map_err(io("keep the damaged spool as", &kept))?;
-            recovery.kept = Some(kept);
+            recovery.kept = std::fs::write(&kept, bytes).is_ok().then_some(kept);
             recovery.unreadable = u64::try_from(unreadable).unwrap_or(u64::MAX);
         }
         recovery.edges = self.waiting.len();

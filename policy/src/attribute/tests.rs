@@ -38,6 +38,7 @@ fn container(name: &str, bridge: &str, address: &str) -> Container {
         resolvers: Vec::new(),
         members: Vec::new(),
         unmanaged: BTreeSet::new(),
+        raw: false,
     }
 }
 

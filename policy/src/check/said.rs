@@ -250,7 +250,7 @@ fn marked(m: &Material<'_>, found: &mut Vec<Finding>) {
         found.push(finding(Severity::Warning, "denied-attempt", text));
     }
     if !m.halves.is_empty() {
-        let text = format!("half-approved: {}. It passes only once both ends in Enforce allow it.", list(m.halves));
+        let text = format!("{}. It passes only once both ends in Enforce allow it.", list(m.halves));
         found.push(finding(Severity::Warning, "half-approved", text));
     }
 }
@@ -358,7 +358,8 @@ fn shown(m: &Material<'_>, found: &mut Vec<Finding>) {
     }
     let pre_existing: u64 = m.used.iter().map(|seen| seen.evidence.pre_existing).sum();
     if pre_existing > 0 {
-        let text = format!("{pre_existing} connections are older than the agent; their direction comes from which end listens.");
+        let (connections, their) = if pre_existing == 1 { ("connection is", "its") } else { ("connections are", "their") };
+        let text = format!("{pre_existing} {connections} older than the agent; {their} direction comes from which end listens.");
         found.push(finding(Severity::Info, "pre-existing", text));
     }
 }

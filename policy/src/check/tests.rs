@@ -55,7 +55,7 @@ fn ends() -> impl Strategy<Value = Endpoint> {
 proptest! {
     #[test]
     fn the_rules_that_may_cover_one_are_found_in_their_order(rules in rules(), narrow in rules()) {
-        let policy = WorkloadPolicy { egress: rules.clone(), ..WorkloadPolicy::empty("own".parse().unwrap()) };
+        let policy = WorkloadPolicy { egress: rules.clone().into(), ..WorkloadPolicy::empty("own".parse().unwrap()) };
         for rule in &narrow {
             let about: Vec<_> = policy.about(Direction::Egress, &rule.peer).filter(|wide| covers(wide, rule)).collect();
             let all: Vec<_> = rules.iter().filter(|wide| covers(wide, rule)).collect();

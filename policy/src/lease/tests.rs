@@ -34,6 +34,7 @@ fn container(id: &str, legs: &[(&str, &str)]) -> Container {
         resolvers: Vec::new(),
         members: Vec::new(),
         unmanaged: BTreeSet::new(),
+        raw: false,
     }
 }
 

@@ -330,11 +330,11 @@ pub fn edit(set: &PolicySet, policy: WorkloadPolicy, known: &BTreeSet<Workload>)
     Ok(reviewed)
 }
 
-/// Goes back to an earlier policy of a workload; `None`: to the time before it had one. `networks`: names of the networks of each
-/// workload, to find its segment.
+/// Goes back to an earlier policy of a workload; `None`: to the time before it had one. `networks`: the workloads that run, each with
+/// the names of its networks, to find its segment.
 ///
 /// # Errors
-/// [`Refused::Enforced`] if that would leave a workload in Enforce without any policy; [`Refused::Forbidden`].
+/// [`Refused::Enforced`] if that would leave a running workload in Enforce without any policy; [`Refused::Forbidden`].
 pub fn revert(
     set: &PolicySet,
     workload: &Workload,
@@ -349,7 +349,9 @@ pub fn revert(
             next.policies.insert(workload.clone(), policy);
         }
         None => {
-            if let Some(segment) = (Scene { set, networks, now }).segment(workload)
+            // A policy of a name that nobody has protects nobody, and may be a mistyped one.
+            if networks.contains_key(workload)
+                && let Some(segment) = (Scene { set, networks, now }).segment(workload)
                 && segment.mode == Mode::Enforce
             {
                 return Err(Refused::Enforced { workload: workload.clone(), segment: segment.name.clone() });

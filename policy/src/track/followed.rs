@@ -44,6 +44,13 @@ impl Followed {
         self.open
     }
 
+    /// The places of those that are open.
+    pub(super) fn keys(&self) -> impl Iterator<Item = EntryKey> + '_ {
+        let kept = self.index.iter().map(|&slot| &self.slots[slot as usize]);
+        let open = kept.filter(|kept| kept.standing() == Standing::Open);
+        open.map(|kept| EntryKey { original: kept.original(&self.wide), zone: kept.zone() })
+    }
+
     /// The same for both directions.
     pub(super) fn hash(&self, tuple: &Tuple) -> u64 {
         hash(&self.hasher, tuple)
@@ -292,6 +299,12 @@ mod tests {
                 put(&mut followed, port);
             }
             assert_eq!(followed.len(), kept + 1000);
+            // One that is over, and may go on, is none of those that are in the kernel's table.
+            let over = find(&followed, 2000).unwrap();
+            followed.end(over, &key(2000, address).original.reversed(), jiff::Timestamp::UNIX_EPOCH.into(), &mut Vec::new());
+            let ports: std::collections::BTreeSet<u16> = followed.keys().map(|key| key.original.source_port).collect();
+            let expected = (1000..2000).filter(|port| port % 2 != 0 && port % 3 != 0).chain(2001..3000).collect();
+            assert_eq!(ports, expected);
             assert!(followed.slots.len() <= kept + 1000, "{} slots for {}", followed.slots.len(), kept + 1000);
         }
     }

@@ -67,7 +67,7 @@ pub(crate) fn sets() -> impl Strategy<Value = PolicySet> {
                 .into_iter()
                 .map(|(n, (ingress, egress))| {
                     let workload = workloads()[n].clone();
-                    (workload.clone(), WorkloadPolicy { workload, ingress, egress })
+                    (workload.clone(), WorkloadPolicy { workload, ingress: ingress.into(), egress: egress.into() })
                 })
                 .collect(),
             quarantines: quarantines

@@ -85,6 +85,26 @@ impl<'e> Host<'e> {
         self.engine.netns.check(self.command("bulkhead").args(args))
     }
 
+    /// Whether an agent is connected now, and `also` so by the text of `bulkhead status`.
+    ///
+    /// # Errors
+    /// That text, which says otherwise.
+    pub fn is_connected(&self, also: impl Fn(&str) -> bool) -> Result<(), String> {
+        let out = self.try_bulkhead(["status"]);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        // A session that ended is "not connected", and the last that was heard in it may well be "plan in force".
+        let is = text.contains(" connected") && !text.contains("not connected");
+        if is && also(&text) { Ok(()) } else { Err(format!("{text}{}", String::from_utf8_lossy(&out.stderr))) }
+    }
+
+    /// Whether the agent that runs now has the latest plan in force.
+    ///
+    /// # Errors
+    /// The text of `bulkhead status`, which says otherwise.
+    pub fn is_in_force(&self) -> Result<(), String> {
+        self.is_connected(|status| status.contains("plan in force") && !status.contains("is not followed"))
+    }
+
     /// Starts one of the two programs inside the namespace; what it says goes to [`Host::said`].
     ///
     /// # Panics

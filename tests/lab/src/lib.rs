@@ -19,6 +19,7 @@ pub mod netns;
 pub mod probe;
 pub mod process;
 pub mod server;
+pub mod unsummed;
 
 pub use bridge::{Bridge, Member};
 pub use capture::{Capture, Packet};

@@ -12,23 +12,39 @@ use super::super::{HubError, name};
 use super::Decided;
 use crate::api::ask::{Members, Switch};
 
+fn is_enforced(state: &State, set: &PolicySet, workload: &Workload) -> bool {
+    matches!(Scene { set, ..state.scene() }.standing(workload), Standing::Enforce(_))
+}
+
+/// Running workloads that are in Enforce by one set and not by the other.
+fn only_by<'a>(state: &'a State, one: &'a PolicySet, other: &'a PolicySet) -> impl Iterator<Item = &'a Workload> {
+    state.networks.keys().filter(move |workload| is_enforced(state, one, workload) && !is_enforced(state, other, workload))
+}
+
+/// Whether running workloads come under Enforce that were not.
+pub(super) fn brings_under_enforce(state: &State, set: &PolicySet) -> bool {
+    only_by(state, set, &state.set).next().is_some()
+}
+
 /// Running workloads that would be denied everything by this set and were not so far: in Enforce without an approved policy.
 fn newly_unlearned(state: &State, set: &PolicySet) -> BTreeSet<Workload> {
-    let denied = |set: &PolicySet, workload: &Workload| {
-        let scene = Scene { set, ..state.scene() };
-        matches!(scene.standing(workload), Standing::Enforce(_)) && !set.policies.contains_key(workload)
-    };
+    let denied = |set: &PolicySet, workload: &Workload| is_enforced(state, set, workload) && !set.policies.contains_key(workload);
     state.networks.keys().filter(|workload| denied(set, workload) && !denied(&state.set, workload)).cloned().collect()
 }
 
 /// Said when a change of members takes workloads out of Enforce: it is allowed, and must not happen unseen.
 pub(super) fn loosened(state: &State, set: &PolicySet) -> Vec<String> {
-    let enforced = |set: &PolicySet, workload: &Workload| matches!(Scene { set, ..state.scene() }.standing(workload), Standing::Enforce(_));
-    let workloads = state.networks.keys().filter(|workload| enforced(&state.set, workload) && !enforced(set, workload));
-    workloads.map(|workload| format!("{workload} is not enforced any more.")).collect()
+    only_by(state, &state.set, set).map(|workload| format!("{workload} is not enforced any more.")).collect()
 }
 
 pub(super) fn refuse_unlearned(state: &State, set: &PolicySet, named: &[Workload]) -> Result<Vec<String>, HubError> {
+    let members = |set: &PolicySet| -> BTreeSet<Selector> {
+        let enforcing = set.segments.values().filter(|segment| segment.mode == Mode::Enforce);
+        enforcing.flat_map(|segment| segment.members.iter().cloned()).collect()
+    };
+    if !members(set).is_subset(&members(&state.set)) {
+        state.must_see_nodes()?;
+    }
     let unlearned = newly_unlearned(state, set);
     let left: Vec<String> = unlearned.iter().filter(|workload| !named.contains(workload)).map(ToString::to_string).collect();
     if left.is_empty() {
@@ -40,7 +56,7 @@ pub(super) fn refuse_unlearned(state: &State, set: &PolicySet, named: &[Workload
 }
 
 pub(super) fn with_members(state: &State, request: &Members) -> Result<Decided, HubError> {
-    let Members { segment, members, deny_unlearned, remove: _, comment } = request;
+    let Members { segment, members, deny_unlearned, remove: _, comment, confirm: _ } = request;
     let selectors: Vec<Selector> = members.iter().map(|text| name::selector(state, text)).collect::<Result<_, _>>()?;
     let segment = match (segment, selectors.first()) {
         (Some(name), _) => name.clone(),
@@ -71,7 +87,7 @@ pub(super) fn with_members(state: &State, request: &Members) -> Result<Decided, 
 }
 
 pub(super) fn without_members(state: &State, request: &Members) -> Result<Decided, HubError> {
-    let Members { segment, members, deny_unlearned, remove: _, comment } = request;
+    let Members { segment, members, deny_unlearned, remove: _, comment, confirm: _ } = request;
     let mut set = state.set.clone();
     let mut touched: BTreeMap<String, Vec<Selector>> = BTreeMap::new();
     for text in members {
@@ -208,10 +224,13 @@ pub(super) fn must_be_foreseen(state: &State, confirm: Option<u64>) -> Result<()
     match confirm {
         Some(generation) if generation == state.generation => Ok(()),
         Some(_) => {
-            let what = "what is in force has changed since the forecast was made: nothing was switched";
+            let what = "what is in force has changed since the forecast was made: nothing was changed";
             Err(HubError::refused(what, "Ask for the forecast again."))
         }
-        None => Err(HubError::refused("a switch to Enforce must name the forecast it confirms", "")),
+        None => {
+            let what = "what is in Enforce with it is foreseen first, and the forecast must be confirmed: nothing was changed";
+            Err(HubError::refused(what, "Ask for the forecast, and confirm its generation."))
+        }
     }
 }
 

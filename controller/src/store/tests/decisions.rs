@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use policy::guardrail::{Guardrail, Parties};
 use policy::policy_set::{Direction, Quarantine};
-use policy::review::{Action, Who};
+use policy::review::{Action, Decision, Who};
 use policy::segment::{Mode, Segment, Selector};
 use policy::{Peer, PolicySet, Rule, WorkloadPolicy};
 use sqlx::{Connection, Executor};
@@ -25,8 +25,13 @@ fn draft(action: Action) -> DecisionDraft {
     }
 }
 
-fn change(expected: u64, set: PolicySet, action: Action) -> Change {
-    Change { expected, set, rejected: vec![], accepted: vec![], decision: draft(action) }
+async fn change(store: &Store, set: PolicySet, action: Action) -> Change {
+    let before = store.load_policy_set().await.unwrap();
+    Change { before, set, at_least: 0, rejected: vec![], accepted: vec![], decision: draft(action) }
+}
+
+async fn commit(store: &Store, set: PolicySet, action: Action) -> Decision {
+    store.commit_decision(&change(store, set, action).await).await.unwrap()
 }
 
 fn policy(ports: &[u16]) -> WorkloadPolicy {
@@ -68,7 +73,7 @@ fn set(ports: &[u16]) -> PolicySet {
 async fn a_decision_and_what_it_changes_are_there_after_a_restart() {
     let place = Place::new();
     let store = place.open().await.unwrap();
-    let decision = store.commit_decision(&change(0, set(&[5432]), Action::Approve)).await.unwrap();
+    let decision = commit(&store, set(&[5432]), Action::Approve).await;
     assert_eq!((decision.number, decision.generation), (1, 1));
     store.close().await;
     drop(store);
@@ -82,8 +87,7 @@ async fn the_generation_grows_with_each_change_and_stays_without_one() {
     let place = Place::new();
     let store = place.open().await.unwrap();
     for (number, (ports, generation)) in (1..).zip([(&[1][..], 1), (&[1, 2], 2), (&[1, 2], 2), (&[2], 3)]) {
-        let in_force = store.load_policy_set().await.unwrap();
-        let decision = store.commit_decision(&change(in_force.generation, set(ports), Action::Edit)).await.unwrap();
+        let decision = commit(&store, set(ports), Action::Edit).await;
         assert_eq!((decision.number, decision.generation), (number, generation), "{ports:?}");
     }
     let revisions = store.revisions(&db()).await.unwrap();
@@ -91,17 +95,64 @@ async fn the_generation_grows_with_each_change_and_stays_without_one() {
     assert_eq!(told, [(1, 1, 1), (2, 2, 2), (3, 3, 4)]);
     assert_eq!(revisions[1].policy, Some(policy(&[1, 2])));
 
-    store.commit_decision(&change(3, PolicySet::default(), Action::Revert)).await.unwrap();
+    commit(&store, PolicySet::default(), Action::Revert).await;
     assert_eq!(store.load_policy_set().await.unwrap(), InForce { generation: 4, set: PolicySet::default() });
     assert_eq!(store.revisions(&db()).await.unwrap().last().unwrap().policy, None);
+}
+
+#[tokio::test]
+async fn only_what_a_decision_changes_is_written_and_what_is_there_is_what_was_decided() {
+    let place = Place::new();
+    let store = place.open().await.unwrap();
+    let (all, other) = (set(&[1]), Workload::new("shop", "other"));
+    let mut second = all.clone();
+    second.policies.insert(other.clone(), WorkloadPolicy::empty(other));
+    let without = |drop: fn(&mut PolicySet)| {
+        let mut set = second.clone();
+        drop(&mut set);
+        set
+    };
+    let mut louder = second.clone();
+    louder.segments.get_mut("shop").unwrap().mode = Mode::Enforce;
+    let sets = [
+        all.clone(),
+        second.clone(),
+        louder,
+        without(|set| set.quarantines.clear()),
+        without(|set| set.guardrails.clear()),
+        without(|set| drop(set.policies.remove(&db()))),
+        without(|set| set.segments.clear()),
+        set(&[1, 2]),
+        PolicySet::default(),
+    ];
+    for (generation, set) in (1..).zip(sets) {
+        commit(&store, set.clone(), Action::Edit).await;
+        assert_eq!(store.load_policy_set().await.unwrap(), InForce { generation, set });
+        if generation == 3 {
+            let mut connection = place.by_hand().await;
+            let rows = sqlx::query_as::<_, (String, String, i64)>("SELECT kind, name, generation FROM objects ORDER BY kind, name");
+            let rows = rows.fetch_all(&mut connection).await.unwrap();
+            let rows: Vec<_> = rows.iter().map(|(kind, name, generation)| (kind.as_str(), name.as_str(), *generation)).collect();
+            let whole = [
+                ("guardrail", "never", 1),
+                ("policy", "shop/db", 1),
+                ("policy", "shop/other", 2),
+                ("quarantine", "shop/db", 1),
+                ("segment", "shop", 3),
+            ];
+            assert_eq!(rows, whole);
+            connection.close().await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]
 async fn a_decision_on_what_is_no_longer_in_force_is_refused_and_changes_nothing() {
     let place = Place::new();
     let store = place.open().await.unwrap();
-    store.commit_decision(&change(0, set(&[1]), Action::Edit)).await.unwrap();
-    let error = store.commit_decision(&change(0, set(&[1, 2]), Action::Edit)).await.unwrap_err();
+    let late = change(&store, set(&[1, 2]), Action::Edit).await;
+    commit(&store, set(&[1]), Action::Edit).await;
+    let error = store.commit_decision(&late).await.unwrap_err();
     assert!(matches!(error, StoreError::Moved { expected: 0, found: 1 }), "{error}");
     assert_eq!(store.load_policy_set().await.unwrap().set, set(&[1]));
     assert_eq!(store.decisions().await.unwrap().len(), 1);
@@ -118,11 +169,11 @@ async fn rejected_rules_are_remembered_until_somebody_takes_that_back() {
         ports: "udp/8000-8010".parse().unwrap(),
     };
     let both = [rule(Direction::Ingress), rule(Direction::Egress)];
-    let reject = Change { rejected: both.to_vec(), ..change(0, PolicySet::default(), Action::Reject) };
+    let reject = Change { rejected: both.to_vec(), ..change(&store, PolicySet::default(), Action::Reject).await };
     store.commit_decision(&reject).await.unwrap();
     store.commit_decision(&reject).await.unwrap();
     assert_eq!(store.rejected().await.unwrap(), BTreeSet::from(both));
-    let accept = Change { accepted: vec![rule(Direction::Egress)], ..change(0, PolicySet::default(), Action::Approve) };
+    let accept = Change { accepted: vec![rule(Direction::Egress)], ..change(&store, PolicySet::default(), Action::Approve).await };
     store.commit_decision(&accept).await.unwrap();
     assert_eq!(store.rejected().await.unwrap(), BTreeSet::from([rule(Direction::Ingress)]));
 }
@@ -131,7 +182,7 @@ async fn rejected_rules_are_remembered_until_somebody_takes_that_back() {
 async fn the_record_cannot_be_changed_even_by_other_tools() {
     let place = Place::new();
     let store = place.open().await.unwrap();
-    store.commit_decision(&change(0, set(&[1]), Action::Edit)).await.unwrap();
+    commit(&store, set(&[1]), Action::Edit).await;
     let before = store.decisions().await.unwrap();
     let mut connection = place.by_hand().await;
     for statement in [
@@ -160,7 +211,7 @@ async fn a_policy_that_cannot_be_read_makes_the_whole_set_unreadable() {
     for statement in spoiled {
         let place = Place::new();
         let store = place.open().await.unwrap();
-        store.commit_decision(&change(0, set(&[1]), Action::Edit)).await.unwrap();
+        commit(&store, set(&[1]), Action::Edit).await;
         let mut connection = place.by_hand().await;
         assert_eq!(connection.execute(statement).await.unwrap().rows_affected(), 1, "{statement}");
         connection.close().await.unwrap();

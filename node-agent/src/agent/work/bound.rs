@@ -34,8 +34,9 @@ impl Work {
         }
         let first = old.engine.is_empty();
         let left = if first { BTreeSet::new() } else { living::given_back(&old.inventory, &self.snapshot.inventory) };
-        self.bind(left, first);
+        let ended = self.bind(left, first);
         self.tell_joined();
+        self.answer_what_is_due(ended);
     }
 
     /// How long it took since somebody joined an enforced network: since it was told where (the time of the engine's event, or before it
@@ -153,7 +154,11 @@ impl Work {
                 ended
             }
             Err(error) => {
-                self.alarm(format!("connections that are no longer allowed may live on: the connection table cannot be read: {error}"));
+                // Again with the next pulse.
+                self.owed = Some(Instant::now());
+                self.alarm(format!(
+                    "connections that are no longer allowed may live on, the connection table does not answer as it should: {error}"
+                ));
                 0
             }
         }

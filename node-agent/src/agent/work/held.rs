@@ -197,7 +197,12 @@ impl Work {
         }
         let drift = match self.enforcer.verify() {
             Ok(drift) => drift,
-            Err(error) => return self.alarm(format!("the kernel cannot be compared with the plan: {}", chain(&error))),
+            Err(error) => {
+                // What made it look may have changed something.
+                self.compare_at = Instant::now() + RETRY_AFTER;
+                self.wake = self.wake.min(self.compare_at);
+                return self.alarm(format!("the kernel cannot be compared with the plan: {}", chain(&error)));
+            }
         };
         if drift.is_empty() {
             return;

@@ -29,8 +29,20 @@ impl Work {
         let outcome = self.take_plan(plan, adopt, change);
         if let Err(why) = &outcome {
             warn!(store, generation, why, "plan refused");
+        } else if !self.inventory_known() {
+            info!(store, generation, "the plan is bound, and the controller answered, once the engine says what runs here");
+            self.answer_due = true;
+            return;
         }
         self.uplink.applied(&store, generation, outcome);
+    }
+
+    /// The plan that was taken while it was not known what runs here is bound now, or refused by the kernel.
+    pub(super) fn answer_what_is_due(&mut self, ended: Option<u64>) {
+        let Some(plan) = self.plan.as_ref().filter(|_| self.answer_due) else { return };
+        let outcome = self.failing.clone().map_or(Ok(ended.unwrap_or_default()), Err);
+        self.uplink.applied(&plan.store, plan.generation, outcome);
+        self.answer_due = false;
     }
 
     /// `change`: how the plan that is applied leads to it, where that is known.

@@ -29,8 +29,15 @@ pub(super) fn related() -> Vec<Rule> {
 
 /// The chain `error`: from whom an ICMP error is believed.
 pub(super) fn error() -> Vec<Rule> {
+    let not_there = |ip| {
+        let draft = rule("from outside, about what never was there: between guarded networks").ip(ip);
+        draft.not_within(&[Field::Iifname], "bridges").between(ip, &named("subnets", ip)).drop()
+    };
+    let [ipv4, ipv6] = IPS.map(not_there);
     let mut rules = vec![
         rule("from the node: the gateway, or our refusal").equals(Field::Iif, &0_u32.to_ne_bytes()).then(Verdict::Goto("pass")),
+        ipv4,
+        ipv6,
         rule("from a router outside").not_within(&[Field::Iifname], "bridges").then(Verdict::Goto("pass")),
     ];
     for (direction, comment) in

@@ -1,4 +1,4 @@
-use super::super::facts::{ContainerFact, Details, Mac};
+use super::super::facts::{ContainerFact, Details, Mac, NetworkFact};
 use super::*;
 
 const MAC: Mac = [2, 0x42, 0xac, 0x12, 0, 2];
@@ -122,10 +122,10 @@ fn who_never_came_to_be_there_goes_with_its_port() {
     let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
     let links = links(MAC, &["172.18.0.2"]);
     look(&mut facts, &mut ahead, &links, &["web"]);
-    assert!(ahead.gone(&mut facts, &links).is_empty());
-    assert_eq!(ahead.gone(&mut facts, &Links::default()), ["web"]);
+    assert!(ahead.gone(&mut facts, &links, at(1)).is_empty());
+    assert_eq!(ahead.gone(&mut facts, &Links::default(), at(1)), ["web"]);
     assert!(held(&facts, "web").is_empty() && facts.seen_in.is_empty() && facts.inside().is_empty());
-    assert!(ahead.gone(&mut facts, &Links::default()).is_empty(), "once");
+    assert!(ahead.gone(&mut facts, &Links::default(), at(1)).is_empty(), "once");
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn who_the_engine_has_told_of_goes_by_the_engines_word() {
     let links = links(MAC, &["172.18.0.2"]);
     look(&mut facts, &mut ahead, &links, &["web"]);
     ahead.told(&mut facts, "n", "web");
-    assert!(ahead.gone(&mut facts, &Links::default()).is_empty());
+    assert!(ahead.gone(&mut facts, &Links::default(), at(1)).is_empty());
     assert_eq!(held(&facts, "web"), ["172.18.0.2"]);
     facts.detach("n", "web");
     assert!(facts.seen_in.is_empty(), "an id of a namespace is used again");
@@ -153,9 +153,12 @@ fn what_is_heard_late_of_its_life_before_changes_nothing() {
 fn a_listing_that_was_asked_for_before_does_not_undo_it_and_a_later_one_does() {
     for (what, attached, asked, stays) in [
         ("asked just before", &[][..], at(-1), &["172.18.0.2"][..]),
+        ("asked long before, and it took as long", &[], at(-60), &["172.18.0.2"]),
         ("asked just after", &[], at(1), &["172.18.0.2"]),
         ("the engine has had the time to tell", &[], at(60), &[]),
         ("the engine tells", &[("web", MAC, "172.18.0.4")], at(1), &["172.18.0.4"]),
+        ("the engine tells, asked just before", &[("web", MAC, "172.18.0.4")], at(-1), &["172.18.0.4"]),
+        ("the engine tells of another port, asked just after", &[("web", OTHER, "172.18.0.4")], at(1), &["172.18.0.4"]),
         ("its address is another's by now", &[("db", OTHER, "172.18.0.2")], at(1), &[]),
     ] {
         let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
@@ -167,6 +170,17 @@ fn a_listing_that_was_asked_for_before_does_not_undo_it_and_a_later_one_does() {
         assert_eq!(facts.seen_in.is_empty(), stays.is_empty(), "{what}");
         assert!(attached.iter().all(|(id, _, address)| held(&facts, id) == [*address]), "{what}: nobody loses anything");
     }
+}
+
+#[test]
+fn a_listing_that_still_tells_of_its_life_before_does_not_undo_it() {
+    let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+    let links = links(MAC, &["172.18.0.2"]);
+    look(&mut facts, &mut ahead, &links, &["web"]);
+    facts.networks = [("n".to_owned(), network(&[("web", OTHER, "172.18.0.4")]))].into();
+    ahead.listed(&mut facts, &links, at(-1));
+    assert_eq!(held(&facts, "web"), ["172.18.0.2"]);
+    assert_eq!(facts.join(&links).0.containers["web"].legs[0].port.as_deref(), Some("veth7"));
 }
 
 #[test]
@@ -186,7 +200,7 @@ fn what_the_engine_had_the_time_to_tell_and_does_not_is_not_taken_from_the_kerne
     facts.networks = [("n".to_owned(), network(&[]))].into();
     ahead.listed(&mut facts, &links, at(60));
     assert!(look(&mut facts, &mut ahead, &links, &["web"]).is_empty(), "the same port");
-    ahead.gone(&mut facts, &Links::default());
+    ahead.gone(&mut facts, &Links::default(), at(1));
     assert_eq!(look(&mut facts, &mut ahead, &links, &["web"]), ["web"], "another one");
 }
 
@@ -222,4 +236,118 @@ fn who_was_taken_for_another_is_not_once_the_engine_says_whose_the_mac_address_i
     facts.networks = [("n".to_owned(), network(&[("db", MAC, "172.18.0.3")]))].into();
     ahead.listed(&mut facts, &links, at(1));
     assert_eq!(legs(&facts), [("db".to_owned(), 1)]);
+}
+
+#[test]
+fn who_starts_again_is_there_by_the_kernels_word_before_the_engine_has_told_of_its_end() {
+    for (what, mac, address) in
+        [("as before", MAC, "172.18.0.2"), ("with another MAC address", OTHER, "172.18.0.2"), ("with another address", OTHER, "172.18.0.4")]
+    {
+        let (mut facts, mut ahead) = (facts(&[("web", MAC, "172.18.0.2")]), Ahead::default());
+        let links = links(mac, &[address]);
+        let mut before = links.clone();
+        before.ports.values_mut().for_each(|port| port.peer.as_mut().unwrap().mac = MAC);
+        let (inventory, _) = facts.join(&before);
+        let gone = Links { ports: BTreeMap::new(), ..links.clone() };
+        facts.ended.look(&inventory, &gone, at(-1));
+        let anew = Links { ports: [("veth9".to_owned(), links.ports["veth7"].clone())].into(), ..links };
+        facts.ended.look(&facts.join(&gone).0, &anew, at(0));
+        assert_eq!(look(&mut facts, &mut ahead, &anew, &["web"]), ["web"], "{what}");
+        assert_eq!(held(&facts, "web"), [address], "{what}");
+        assert_eq!(facts.join(&anew).0.containers["web"].legs[0].port.as_deref(), Some("veth9"), "{what}");
+        // Its end, told now, is not the end of this life.
+        assert!(ahead.is_of_before(Some("n"), "web", at(-1)), "{what}");
+    }
+}
+
+#[test]
+fn who_comes_in_the_place_of_one_whose_end_the_engine_has_not_told_of_has_its_address_for_itself() {
+    let (mut facts, mut ahead) = (facts(&[("db", MAC, "172.18.0.2")]), Ahead::default());
+    let (inventory, _) = facts.join(&links(MAC, &[]));
+    let gone = Links { ports: BTreeMap::new(), ..links(MAC, &[]) };
+    facts.ended.look(&inventory, &gone, at(-1));
+    let anew = Links { ports: [("veth9".to_owned(), links(MAC, &["172.18.0.2"]).ports["veth7"].clone())].into(), ..gone };
+    let ports = |facts: &Facts| {
+        let (inventory, _) = facts.join(&anew);
+        let legs = inventory
+            .containers
+            .into_values()
+            .flat_map(|container| container.legs.into_iter().map(move |leg| (container.id.clone(), leg.port)));
+        legs.collect::<Vec<_>>()
+    };
+    assert_eq!(ports(&facts), [("db".to_owned(), None)], "it is not taken for db before it is known who it is");
+    assert_eq!(look(&mut facts, &mut ahead, &anew, &["web"]), ["web"]);
+    assert_eq!(held(&facts, "web"), ["172.18.0.2"]);
+    assert!(held(&facts, "db").is_empty());
+    assert_eq!(ports(&facts), [("db".to_owned(), None), ("web".to_owned(), Some("veth9".to_owned()))]);
+}
+
+#[test]
+fn what_the_engine_said_of_another_before_the_kernel_showed_it_does_not_undo_it() {
+    let links = links(MAC, &["172.18.0.2"]);
+    let placed = || {
+        let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+        assert_eq!(look(&mut facts, &mut ahead, &links, &["web"]), ["web"]);
+        (facts, ahead)
+    };
+    for (what, mac, address) in
+        [("all of it", MAC, "172.18.0.2"), ("its MAC address", MAC, "172.18.0.9"), ("its address", OTHER, "172.18.0.2")]
+    {
+        // By an event that was asked about before.
+        let (facts, ahead) = placed();
+        let told = Attached { mac: Some(mac), addresses: [address.parse().unwrap()].into() };
+        assert!(ahead.is_over(&facts, ("n", "db"), &told, at(-1)), "{what}");
+        assert!(!ahead.is_over(&facts, ("n", "db"), &told, at(1)), "{what}: the engine's word is newer");
+        assert!(!ahead.is_over(&facts, ("n", "web"), &told, at(-1)) && !ahead.is_over(&facts, ("another", "db"), &told, at(-1)), "{what}");
+        // By a listing that was asked for before.
+        let (mut facts, mut ahead) = placed();
+        facts.networks = [("n".to_owned(), network(&[("db", mac, address)]))].into();
+        ahead.listed(&mut facts, &links, at(-1));
+        assert_eq!(held(&facts, "web"), ["172.18.0.2"], "{what}");
+        assert!(!held(&facts, "db").contains(&"172.18.0.2".to_owned()), "{what}");
+        let (inventory, _) = facts.join(&links);
+        let ports =
+            |id: &str| inventory.containers.get(id).map(|its| its.legs.iter().filter_map(|leg| leg.port.clone()).collect::<Vec<_>>());
+        assert_eq!(ports("web").unwrap(), ["veth7"], "{what}");
+        assert!(ports("db").is_none_or(|ports| ports.is_empty()), "{what}");
+    }
+    let (facts, ahead) = placed();
+    let beside = Attached { mac: Some(OTHER), addresses: ["172.18.0.3".parse().unwrap()].into() };
+    assert!(!ahead.is_over(&facts, ("n", "db"), &beside, at(-1)), "a neighbour");
+}
+
+#[test]
+fn what_the_engine_said_before_its_port_went_does_not_bring_it_back() {
+    let links = links(MAC, &["172.18.0.2"]);
+    let gone = || {
+        let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+        look(&mut facts, &mut ahead, &links, &["web"]);
+        assert_eq!(ahead.gone(&mut facts, &Links::default(), at(1)), ["web"]);
+        (facts, ahead)
+    };
+    let (facts, ahead) = gone();
+    let told = |mac| Attached { mac: Some(mac), addresses: ["172.18.0.2".parse().unwrap()].into() };
+    assert!(ahead.is_over(&facts, ("n", "web"), &told(MAC), at(0)), "asked before");
+    assert!(!ahead.is_over(&facts, ("n", "web"), &told(MAC), at(2)), "asked after: it is there again");
+    assert!(!ahead.is_over(&facts, ("n", "web"), &told(OTHER), at(0)), "another port");
+    // The same by a listing, behind whose port somebody else is by then.
+    for (asked, port) in [(0, None), (2, Some("veth7".to_owned()))] {
+        let (mut facts, mut ahead) = gone();
+        facts.networks = [("n".to_owned(), network(&[("web", MAC, "172.18.0.2")]))].into();
+        ahead.listed(&mut facts, &links, at(asked));
+        assert_eq!(facts.join(&links).0.containers["web"].legs[0].port, port, "asked at {asked}");
+    }
+}
+
+#[test]
+fn an_address_that_is_a_living_ones_by_the_listing_is_not_taken_from_it() {
+    let (mut facts, mut ahead) = (facts(&[]), Ahead::default());
+    let mut links = links(MAC, &["172.18.0.2", "172.18.0.3"]);
+    assert_eq!(look(&mut facts, &mut ahead, &links, &["web"]), ["web"]);
+    // db has joined meanwhile, and web had set db's address itself.
+    let peer = Peer { namespace: 8, mac: OTHER, link_local: BTreeSet::new(), addresses: BTreeSet::new() };
+    links.ports.insert("veth8".to_owned(), Port { bridge: "br0".to_owned(), peer: Some(peer) });
+    facts.networks = [("n".to_owned(), network(&[("db", OTHER, "172.18.0.3")]))].into();
+    ahead.listed(&mut facts, &links, at(-1));
+    assert_eq!((held(&facts, "web"), held(&facts, "db")), (vec!["172.18.0.2".to_owned()], vec!["172.18.0.3".to_owned()]));
 }

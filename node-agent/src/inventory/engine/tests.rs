@@ -92,3 +92,22 @@ fn a_link_gives_a_container_a_second_name_that_is_not_its_own() {
     };
     assert_eq!(container_fact(told).unwrap().1.name, "db");
 }
+
+#[test]
+fn who_has_net_raw_is_what_the_engine_makes_of_it() {
+    let list = |names: &[&str]| -> Vec<String> { names.iter().map(|&name| name.to_owned()).collect() };
+    for (what, privileged, add, drop, has) in [
+        ("everybody, unless told otherwise", false, &[][..], &[][..], true),
+        ("taken away", false, &[], &["CAP_NET_RAW"], false),
+        ("written in another way", false, &[], &["net_raw"], false),
+        ("all are taken away", false, &[], &["ALL"], false),
+        ("all but this one", false, &["NET_RAW"], &["ALL"], true),
+        ("all are given", false, &["ALL"], &[], true),
+        ("all but this one are given", false, &["ALL"], &["NET_RAW"], false),
+        ("given after it was taken away", false, &["NET_RAW"], &["NET_RAW"], true),
+        ("privileged, whatever is said", true, &[], &["NET_RAW"], true),
+    ] {
+        assert_eq!(has_net_raw(privileged, Some(&list(add)), Some(&list(drop))), has, "{what}");
+    }
+    assert!(has_net_raw(false, None, None));
+}

@@ -34,11 +34,16 @@ impl Script<'_, '_> {
                 let tuple = whole(self, v);
                 self.plain("the same addresses on a bridge that was there before", from, to, true, |id| packet(id, tuple, 0));
             }
-            let (from, to) = (self.address("re", v), self.address("le", v));
+            let (from, to) = (self.address("re", v), self.address("net", v));
             let id = self.next(format!("pieces of another's v{}: v -> w", [4, 6][v]), "w", false);
             for part in fragments(from, to, 80, &[&[0; 11][..], &marker(id)].concat(), 8, id as u8) {
                 self.put("v", self.macs("v", "w"), ethertype(&part), &part);
             }
+        }
+        let id = self.next("pieces from a link-local address to a guarded network's: v -> w".to_owned(), "w", false);
+        let from = "fe80::42:aff:fe01:3".parse().expect("an address");
+        for part in fragments(from, self.address("le", 1), 80, &[&[0; 11][..], &marker(id)].concat(), 8, id as u8) {
+            self.put("v", self.macs("v", "w"), ethertype(&part), &part);
         }
     }
 

@@ -84,6 +84,10 @@ impl Script<'_, '_> {
         let mut request = frame::arp_reply(re, own, [0; 6], router);
         request[7] = 1;
         self.put("re", [[255; 6], ot], frame::ETH_ARP, &[request, marker(id)].concat());
+        let id = self.next("words behind ARP".to_owned(), "le", false);
+        let mut request = frame::arp_reply(re, own, [0; 6], router);
+        request[7] = 1;
+        self.put("re", [[255; 6], re], frame::ETH_ARP, &[request, marker(id), vec![0; 40]].concat());
         self.answered("re", true);
         self.answered("un", false);
         self.asks_around("re");
@@ -106,6 +110,14 @@ impl Script<'_, '_> {
             let id = self.next(name.to_owned(), at, passes);
             let bytes = icmp(from, to, [kind, 0, 0, 0, 0, 0, 0, 0], &target(of, id));
             let dst = if to == all { [0x33, 0x33, 0, 0, 0, 1] } else { le };
+            self.put("re", [dst, re], frame::ETH_IPV6, &bytes);
+        }
+        let everybody = [0x33, 0x33, 0, 0, 0, 1];
+        for (name, from, to, dst, of) in
+            [("words behind a solicitation", own, to, le, to), ("words in duplicate address detection", none, all, everybody, own)]
+        {
+            let id = self.next(name.to_owned(), "le", false);
+            let bytes = icmp(from, to, [135, 0, 0, 0, 0, 0, 0, 0], &[target(of, id), vec![0; 48]].concat());
             self.put("re", [dst, re], frame::ETH_IPV6, &bytes);
         }
         let snoopers: IpAddr = "ff02::6a".parse().unwrap();
