@@ -34,7 +34,8 @@ pub fn bind_after(set: &PolicySet, inventory: &Inventory, guarded: &BTreeSet<Str
     let (members, standings) = (members(inventory), standings(set, inventory, now));
     let mut ruleset = frame(set, inventory, &standings, guarded);
     ruleset.inward = inward(set, inventory, &standings, now);
-    let ground = Ground { inventory, members: &members };
+    let doorways = doorways(inventory);
+    let ground = Ground { inventory, members: &members, doorways: &doorways };
     for container in inventory.containers.values().filter(|container| has_sides(standings[&container.id])) {
         let locals: Vec<Spot> = spots(container).collect();
         let mut take = |pair| {
@@ -59,6 +60,28 @@ fn members(inventory: &Inventory) -> Members {
     members
 }
 
+/// Every door of the node that the proxy listens at: who comes there reaches a container, and none of the node's own programs.
+type Doorways = BTreeSet<Door>;
+
+fn doorways(inventory: &Inventory) -> Doorways {
+    let published = inventory.containers.values().filter(|_| inventory.userland_proxy).flat_map(|container| &container.published);
+    published.flat_map(|published| doors(inventory, published)).collect()
+}
+
+/// The node's own of these ports at one of its addresses: all but the doors, which are somebody else's.
+fn beside_the_doors(doorways: &Doorways, address: IpAddr, ports: Ports) -> Vec<Ports> {
+    let door = |port| Door { address, protocol: ports.protocol(), port };
+    let mut own = Vec::new();
+    let mut first = Some(ports.first());
+    for closed in doorways.range(door(ports.first())..=door(ports.last())).map(|door| door.port) {
+        let before = first.zip(closed.checked_sub(1));
+        own.extend(before.and_then(|(first, last)| Ports::new(ports.protocol(), first, last).ok()));
+        first = closed.checked_add(1);
+    }
+    own.extend(first.and_then(|first| Ports::new(ports.protocol(), first, ports.last()).ok()));
+    own
+}
+
 /// How each container stands, by id.
 type Standings = BTreeMap<String, Standing>;
 
@@ -81,6 +104,7 @@ fn has_sides(standing: Standing) -> bool {
 struct Ground<'a> {
     inventory: &'a Inventory,
     members: &'a Members,
+    doorways: &'a Doorways,
 }
 
 impl<'a> Ground<'a> {
@@ -265,7 +289,8 @@ fn fits(local: &Spot, remote: &Remote) -> bool {
     }
 }
 
-/// The pairs that one rule of a container's workload gives the container: on its own side, and at the doors of the proxy.
+/// The pairs that one rule of a container's workload gives the container: on its own side, and at the doors of the proxy. Who may reach
+/// the node reaches nobody's door by that: a rule for who is behind it leads there.
 fn rule_pairs(ground: Ground<'_>, container: &Container, locals: &[Spot], direction: Direction, rule: &Rule, mut emit: impl FnMut(Pair)) {
     let remotes = remotes(ground, &rule.peer);
     let mut add = |local: &Spot, remote: &Remote, ports| {
@@ -274,7 +299,14 @@ fn rule_pairs(ground: Ground<'_>, container: &Container, locals: &[Spot], direct
         }
     };
     for remote in &remotes {
-        locals.iter().for_each(|local| add(local, remote, rule.ports));
+        match remote {
+            Remote::Spot(Spot { bridge: None, address }) if direction == Direction::Egress => {
+                for ports in beside_the_doors(ground.doorways, *address, rule.ports) {
+                    locals.iter().for_each(|local| add(local, remote, ports));
+                }
+            }
+            _ => locals.iter().for_each(|local| add(local, remote, rule.ports)),
+        }
     }
     let inventory = ground.inventory;
     if !inventory.userland_proxy {

@@ -14,12 +14,13 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::{
-    Ground, Members, Standings, carried_pairs, frame, guarded_by_policy, has_sides, inward, members, rule_pairs, rules, same_places, spots,
+    Doorways, Ground, Members, Standings, carried_pairs, doorways, frame, guarded_by_policy, has_sides, inward, members, rule_pairs, rules, same_places, spots,
     standings,
 };
 use crate::inventory::{Container, Inventory};
 use crate::policy_set::{Direction, Peer, PolicySet, Rule};
-use crate::ruleset::{Change, Pair, Pin, Ruleset, Spot};
+use crate::ruleset::{Change, Door, Pair, Pin, Ruleset, Spot};
+use crate::service::{Ports, Service};
 use crate::workload::Workload;
 
 /// What was bound, and what came of it.
@@ -42,6 +43,7 @@ struct Bound {
     inventory: Arc<Inventory>,
     now: Timestamp,
     members: Arc<Members>,
+    doorways: Arc<Doorways>,
     standings: Arc<Standings>,
 }
 
@@ -50,6 +52,8 @@ struct Bound {
 struct Index {
     /// Workloads whose policies name a workload.
     named_by: BTreeMap<Workload, BTreeSet<Workload>>,
+    /// What the workloads may reach on the node itself.
+    of_node: BTreeMap<Workload, Vec<Ports>>,
     /// Workloads with a rule that ends.
     timed: BTreeSet<Workload>,
 }
@@ -71,6 +75,11 @@ impl Index {
         for peer in after.difference(&before) {
             self.named_by.entry(peer.clone()).or_default().insert(workload.clone());
         }
+        let of_node: Vec<Ports> = to_node(new, workload).map(|rule| rule.ports).collect();
+        match of_node.is_empty() {
+            true => self.of_node.remove(workload),
+            false => self.of_node.insert(workload.clone(), of_node),
+        };
         match every_rule(new, workload).any(|rule| rule.until.is_some()) {
             true => self.timed.insert(workload.clone()),
             false => self.timed.remove(workload),
@@ -80,6 +89,10 @@ impl Index {
 
 fn every_rule<'a>(set: &'a PolicySet, workload: &Workload) -> impl Iterator<Item = &'a Rule> {
     set.policies.get(workload).into_iter().flat_map(|policy| policy.ingress.iter().chain(&policy.egress))
+}
+
+fn to_node<'a>(set: &'a PolicySet, workload: &Workload) -> impl Iterator<Item = &'a Rule> {
+    set.policies.get(workload).into_iter().flat_map(|policy| &policy.egress).filter(|rule| rule.peer == Peer::Host)
 }
 
 fn peer(rule: &Rule) -> Option<&Workload> {
@@ -100,6 +113,8 @@ struct Moved<'a> {
     containers: BTreeSet<&'a str>,
     /// Workloads whose containers are others, or elsewhere: the rules that name them lead elsewhere.
     peers: BTreeSet<&'a Workload>,
+    /// Ports of the node that are a door now and were none, or the other way round.
+    doors: BTreeSet<Service>,
     /// Workloads whose rules are others: those that went, those that came.
     rules: BTreeMap<&'a Workload, [Rules<'a>; 2]>,
 }
@@ -113,7 +128,7 @@ enum Time {
 
 impl Bound {
     fn ground(&self) -> Ground<'_> {
-        Ground { inventory: &self.inventory, members: &self.members }
+        Ground { inventory: &self.inventory, members: &self.members, doorways: &self.doorways }
     }
 
     /// The container, if its rules become pairs.
@@ -141,7 +156,8 @@ impl Bound {
         }
         for (direction, rule) in rules(&self.set, &container.workload, self.now) {
             let leads_elsewhere = || peer(rule).is_some_and(|workload| moved.peers.contains(workload));
-            if all || leads_elsewhere() || others.is_some_and(|others| others.contains(&(direction, rule))) {
+            let has_other_doors = || direction == Direction::Egress && rule.peer == Peer::Host && moved.moves_a_door_of(&rule.ports);
+            if all || leads_elsewhere() || has_other_doors() || others.is_some_and(|others| others.contains(&(direction, rule))) {
                 rule_pairs(ground, container, &locals, direction, rule, &mut emit);
             }
         }
@@ -154,8 +170,16 @@ impl<'a> Moved<'a> {
         if !Arc::ptr_eq(&old.inventory, &new.inventory) || !Arc::ptr_eq(&old.standings, &new.standings) {
             moved.containers(old, new);
         }
+        if !Arc::ptr_eq(&old.doorways, &new.doorways) {
+            let service = |door: &Door| Service { protocol: door.protocol, port: door.port };
+            moved.doors = old.doorways.symmetric_difference(&new.doorways).map(service).collect();
+        }
         moved.policies(old, new, index);
         moved
+    }
+
+    fn moves_a_door_of(&self, ports: &Ports) -> bool {
+        self.doors.iter().any(|door| ports.holds(*door))
     }
 
     fn containers(&mut self, old: &'a Bound, new: &'a Bound) {
@@ -238,6 +262,7 @@ impl Binding {
             inventory: if same_ground { old.inventory.clone() } else { inventory.clone() },
             now,
             members: if same_ground { old.members.clone() } else { Arc::new(members(inventory)) },
+            doorways: if same_ground { old.doorways.clone() } else { Arc::new(doorways(inventory)) },
             standings: if same_standings { old.standings.clone() } else { Arc::new(standings(set, inventory, now)) },
         };
         if !same_standings {
@@ -257,6 +282,7 @@ impl Binding {
             inventory: inventory.clone(),
             now,
             members: Arc::new(members(inventory)),
+            doorways: Arc::new(doorways(inventory)),
             standings: Arc::new(standings),
         };
         self.guarded = guarded_by_policy(set, inventory, &new.standings);
@@ -304,7 +330,10 @@ impl Binding {
             change.inward = Change::inward(&self.ruleset, &fresh);
             self.ruleset.inward = fresh;
         }
-        let naming: BTreeSet<&Workload> = moved.peers.iter().filter_map(|workload| self.index.named_by.get(*workload)).flatten().collect();
+        let mut naming: BTreeSet<&Workload> =
+            moved.peers.iter().filter_map(|workload| self.index.named_by.get(*workload)).flatten().collect();
+        let by_doors = self.index.of_node.iter().filter(|(_, ports)| ports.iter().any(|ports| moved.moves_a_door_of(ports)));
+        naming.extend(by_doors.map(|(workload, _)| workload));
         let concerned: BTreeSet<&Workload> = moved.rules.keys().chain(&naming).copied().collect();
         let of = |bound: &'_ Bound| -> Vec<String> {
             let ids = concerned.iter().filter_map(|workload| bound.members.get(*workload)).flatten();

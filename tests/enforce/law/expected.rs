@@ -140,28 +140,14 @@ impl<'s> Judge<'s> {
     pub(super) fn expect(&self, packet: &Packet) -> Expected {
         let version = usize::from(packet.source.is_ipv6());
         let decided = match packet.behind {
-            Some((member, inside)) => self.at_the_door(packet, Place::Member(member), inside, version),
+            // The proxy's connection is its client's.
+            Some((member, inside)) => self.decide((packet.from, packet.source), (Place::Member(member), address(Place::Member(member), version)), inside),
             None => self.decide((packet.from, packet.source), (packet.to, address(packet.to, version)), packet.service),
         };
         let ours = decided.verdict != Verdict::Deny || self.is_the_proxys_own(packet, &decided);
         let theirs = self.engine_allows(packet, version);
         let engine = if self.engine == Engine::None { String::new() } else { format!("; the engine's rules allow it: {theirs}") };
         Expected { passes: ours && theirs, why: format!("evaluate says {}: {}{engine}", decided.verdict, decided.reason()) }
-    }
-
-    /// The proxy's connection is its client's: the client's side has to allow the container behind or the node's own port, the
-    /// container's side the client.
-    fn at_the_door(&self, packet: &Packet, server: Place, inside: Service, version: usize) -> Decision {
-        let client = (packet.from, packet.source);
-        let mut there = self.decide(client, (server, address(server, version)), inside);
-        let node = self.decide(client, (packet.to, packet.destination), packet.asked);
-        if matches!(node.egress, Side::Allowed { .. }) && matches!(there.egress, Side::NoRuleAllows { .. }) {
-            there.egress = node.egress;
-            let denies = |side: &Side| matches!(side, Side::Quarantined { .. } | Side::NoRuleAllows { audit: false, .. });
-            there.verdict =
-                if there.unknown_address || denies(&there.egress) || denies(&there.ingress) { Verdict::Deny } else { Verdict::Allow };
-        }
-        there
     }
 
     /// README, always allowed, 5: from the node to a published port's container, unless it is cut off.
