@@ -131,12 +131,13 @@ fn unnoticed() -> Vec<String> {
     // What is counted is read by tests/enforce/counts.rs: no packet goes elsewhere for it.
     for (n, rule) in all.iter().enumerate().filter(|(_, rule)| !rule.counts()) {
         rules.take_out(rule);
-        // Twice the same difference, or it was another packet's doing.
-        let (without, again) = (look(&mut rules).1, look(&mut rules).1);
-        rules.put_back(rule, all.get(n + 1));
-        let differs = |seen: &Seen| seen.symmetric_difference(&whole).cloned().collect::<Seen>();
-        let noticed = !differs(&without).is_disjoint(&differs(&again));
         let excused = SECOND.iter().any(|(chain, comment, _)| (*chain, *comment) == (&*rule.chain, &*rule.comment));
+        let differs = |seen: &Seen| seen.symmetric_difference(&whole).cloned().collect::<Seen>();
+        // Twice the same difference, or it was another packet's doing. A processor's queue is everybody's: where other tests fill
+        // it, the one frame that tells may be lost.
+        let mut twice = || !differs(&look(&mut rules).1).is_disjoint(&differs(&look(&mut rules).1));
+        let noticed = (0..if excused { 1 } else { 4 }).any(|_| twice());
+        rules.put_back(rule, all.get(n + 1));
         if noticed == excused {
             missed.push(rule.to_string());
         }
