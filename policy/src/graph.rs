@@ -16,6 +16,11 @@ use crate::flow::{Flow, FlowOutcome};
 use crate::service::Service;
 use crate::workload::Endpoint;
 
+mod room;
+
+pub use room::{ATTEMPTS, CLIENTS, SILENT, no_room};
+use room::{Crowd, Crowds};
+
 /// What makes two flows the same edge.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -107,6 +112,26 @@ struct Node {
     touched: BTreeSet<EdgeIndex>,
     /// How many edges arrive.
     arriving: usize,
+    /// How many there are of those that are bounded.
+    crowds: Crowds,
+}
+
+/// With which of its ends an edge is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    From,
+    To,
+    Nobody,
+}
+
+impl Holder {
+    fn end<T>(self, from: T, to: T) -> Option<T> {
+        match self {
+            Self::From => Some(from),
+            Self::To => Some(to),
+            Self::Nobody => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -121,6 +146,10 @@ struct Edge {
 pub struct FlowGraph {
     graph: DiGraph<Node, Edge>,
     nodes: BTreeMap<Endpoint, NodeIndex>,
+    /// Edges between ends of which none holds a crowd.
+    nobodys: Crowds,
+    /// See [`FlowGraph::left_out`].
+    left_out: BTreeMap<Option<Endpoint>, u64>,
     /// Each endpoint's place in the order of all: numbers are compared where names would be. Made when asked for, since endpoints
     /// are few and come seldom.
     places: OnceLock<Vec<u32>>,
@@ -170,6 +199,7 @@ impl FlowGraph {
             edges: BTreeMap::new(),
             touched: BTreeSet::new(),
             arriving: 0,
+            crowds: Crowds::default(),
         };
         let index = self.graph.add_node(node);
         self.nodes.insert(endpoint.clone(), index);
@@ -204,15 +234,19 @@ impl FlowGraph {
         let counts = |graph: &DiGraph<Node, Edge>, evidence: &Evidence| {
             Touch::of(&graph[from].endpoint, &graph[to].endpoint, direction_known, evidence)
         };
+        let crowd = |graph: &DiGraph<Node, Edge>, evidence: &Evidence| {
+            Crowd::of(&graph[from].endpoint, &graph[to].endpoint, service, evidence)
+        };
         let known = self.graph[from].edges.get(&(to, service, direction_known)).copied();
-        let (before, after) = match known {
+        let was_of = known.and_then(|edge| crowd(&self.graph, &self.graph[edge].evidence));
+        let (edge, before, after) = match known {
             Some(edge) => {
                 let before = counts(&self.graph, &self.graph[edge].evidence);
                 self.graph[edge].evidence.merge(&seen);
                 if self.graph[edge].evidence.established > 0 {
                     self.graph[from].touched.remove(&edge);
                 }
-                (before, counts(&self.graph, &self.graph[edge].evidence))
+                (edge, before, counts(&self.graph, &self.graph[edge].evidence))
             }
             None => {
                 let after = counts(&self.graph, &seen);
@@ -223,13 +257,25 @@ impl FlowGraph {
                     self.graph[from].touched.insert(edge);
                 }
                 self.graph[to].arriving += 1;
-                (Touch::default(), after)
+                (edge, Touch::default(), after)
             }
         };
         let touch = &mut self.graph[from].touch;
         touch.tried = touch.tried + after.tried - before.tried;
         touch.denied = touch.denied + after.denied - before.denied;
+        let is_of = crowd(&self.graph, &self.graph[edge].evidence);
+        if was_of != is_of {
+            was_of.into_iter().for_each(|(holder, crowd)| self.crowds(holder.end(from, to)).take(crowd));
+            is_of.into_iter().for_each(|(holder, crowd)| self.crowds(holder.end(from, to)).add(crowd));
+        }
         known.is_none()
+    }
+
+    fn crowds(&mut self, holder: Option<NodeIndex>) -> &mut Crowds {
+        match holder {
+            Some(index) => &mut self.graph[index].crowds,
+            None => &mut self.nobodys,
+        }
     }
 
     /// Adds everything another graph saw.

@@ -23,6 +23,7 @@ pub mod learn;
 pub mod lease;
 pub mod plan;
 pub mod policy_set;
+mod private;
 pub mod promote;
 pub mod review;
 pub mod revoke;

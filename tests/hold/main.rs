@@ -6,6 +6,7 @@
 
 mod adrift;
 mod anew;
+mod crowd;
 mod deaths;
 mod doors;
 mod early;

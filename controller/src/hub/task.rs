@@ -305,8 +305,9 @@ impl Task {
         self.send_plan(Some(&node), false, None);
     }
 
-    async fn batch(&mut self, session: u64, batch: BatchIn, reply: oneshot::Sender<Result<(), NotStored>>) {
+    async fn batch(&mut self, session: u64, mut batch: BatchIn, reply: oneshot::Sender<Result<(), NotStored>>) {
         use crate::store::BatchOutcome;
+        batch.edges.retain(|delta| !self.state.graph.leaves_out(delta));
         let outcome = self.store.apply_batch(&batch).await;
         let answer = match outcome {
             Ok(BatchOutcome::Already) => Ok(()),

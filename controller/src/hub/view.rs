@@ -356,6 +356,9 @@ fn notes(state: &State) -> Vec<String> {
         let next = format!("it stays until `bulkhead edit {}` takes it out", breach.workload);
         notes.push(format!("In force from before its guardrail: {breach}; {next}."));
     }
+    for (end, reports) in state.graph.left_out() {
+        notes.push(format!("Not listed, {reports} reports so far: {}.", policy::graph::no_room(end)));
+    }
     for (name, node) in &state.nodes {
         if node.status.networks.iter().any(|network| network.state == NetworkState::Enforced) {
             notes.push(format!(

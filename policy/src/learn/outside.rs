@@ -1,23 +1,13 @@
 //! Which addresses outside may reach a port: the narrowest of a few exact hosts, private networks, anyone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::context::{FromOutside, Options};
+use crate::private::private_network;
 use crate::service::Ports;
-
-/// Networks that are not routed on the public Internet: RFC 1918, RFC 6598, RFC 3927; RFC 4193, RFC 4291 2.5.6.
-const PRIVATE: [(IpAddr, u8); 7] = [
-    (IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), 8),
-    (IpAddr::V4(Ipv4Addr::new(172, 16, 0, 0)), 12),
-    (IpAddr::V4(Ipv4Addr::new(192, 168, 0, 0)), 16),
-    (IpAddr::V4(Ipv4Addr::new(100, 64, 0, 0)), 10),
-    (IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)), 16),
-    (IpAddr::V6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0)), 7),
-    (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10),
-];
 
 /// How wide a port was opened to the outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,10 +28,6 @@ pub(crate) struct Choice {
     pub(crate) networks: BTreeMap<IpNet, BTreeSet<IpAddr>>,
     /// True if it stays exact only because a person rejected a client that a wider rule would let in again.
     pub(crate) held_back: bool,
-}
-
-pub(crate) fn private_network(address: IpAddr) -> Option<IpNet> {
-    PRIVATE.iter().filter_map(|&(base, length)| IpNet::new(base, length).ok()).find(|net| net.contains(&address))
 }
 
 fn anyone(address: IpAddr) -> IpNet {

@@ -21,7 +21,6 @@ use jiff::Timestamp;
 
 use super::digest::{self, PARTS, PartDigest, part_of, part_of_end};
 use super::draft::{Clients, Read, by_key, edges_of};
-use super::outside::private_network;
 use super::{Learner, SHOWN, SHOWN_PER_PAIR, SeenOf, Weights, Why, affected, outlined, weigh};
 use crate::check::Proposal;
 use crate::estimate::Sums;
@@ -29,6 +28,7 @@ use crate::graph::{EdgeId, EdgeKey, FlowGraph, Seen};
 use crate::guardrail;
 use crate::learn::FromOutside;
 use crate::policy_set::{Direction, Peer, Rule, WorkloadPolicy};
+use crate::private::private_network;
 use crate::suggestion::{Finding, Origin, Outline, RuleState};
 use crate::workload::{Endpoint, Workload};
 
