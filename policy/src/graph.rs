@@ -234,9 +234,8 @@ impl FlowGraph {
         let counts = |graph: &DiGraph<Node, Edge>, evidence: &Evidence| {
             Touch::of(&graph[from].endpoint, &graph[to].endpoint, direction_known, evidence)
         };
-        let crowd = |graph: &DiGraph<Node, Edge>, evidence: &Evidence| {
-            Crowd::of(&graph[from].endpoint, &graph[to].endpoint, service, evidence)
-        };
+        let crowd =
+            |graph: &DiGraph<Node, Edge>, evidence: &Evidence| Crowd::of(&graph[from].endpoint, &graph[to].endpoint, service, evidence);
         let known = self.graph[from].edges.get(&(to, service, direction_known)).copied();
         let was_of = known.and_then(|edge| crowd(&self.graph, &self.graph[edge].evidence));
         let (edge, before, after) = match known {

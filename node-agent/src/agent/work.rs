@@ -18,7 +18,7 @@ use policy::evaluate::{Connection, Scene};
 use policy::graph::{EdgeDelta, FlowGraph};
 use policy::plan::NodePlan;
 use policy::status::NodeStatus;
-use policy::{Flow, FlowOutcome, Health, Workload, evaluate};
+use policy::{Endpoint, Flow, FlowOutcome, Workload, evaluate};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::{
-    Doorways, Ground, Members, Standings, carried_pairs, doorways, frame, guarded_by_policy, has_sides, inward, members, rule_pairs, rules, same_places, spots,
-    standings,
+    Doorways, Ground, Members, Standings, carried_pairs, doorways, frame, guarded_by_policy, has_sides, inward, members, rule_pairs, rules,
+    same_places, spots, standings,
 };
 use crate::inventory::{Container, Inventory};
 use crate::policy_set::{Direction, Peer, PolicySet, Rule};

@@ -65,7 +65,7 @@ impl Crowd {
             (Some(_), None) => Holder::To,
             (Some(_), Some(_)) => Holder::Nobody,
         };
-        let is_used = seen.used() > 0 || !seen.hours.is_empty();
+        let is_used = seen.used() > 0 || seen.hours.hours() > 0;
         // More bytes of a flow that was told before travel alone.
         let carried = seen.established > 0 || (seen.used() == 0 && is_used);
         let unknown = [from, to].iter().any(|end| matches!(end, Endpoint::Unknown(_)));

@@ -141,7 +141,9 @@ impl<'s> Judge<'s> {
         let version = usize::from(packet.source.is_ipv6());
         let decided = match packet.behind {
             // The proxy's connection is its client's.
-            Some((member, inside)) => self.decide((packet.from, packet.source), (Place::Member(member), address(Place::Member(member), version)), inside),
+            Some((member, inside)) => {
+                self.decide((packet.from, packet.source), (Place::Member(member), address(Place::Member(member), version)), inside)
+            }
             None => self.decide((packet.from, packet.source), (packet.to, address(packet.to, version)), packet.service),
         };
         let ours = decided.verdict != Verdict::Deny || self.is_the_proxys_own(packet, &decided);
