@@ -108,6 +108,11 @@ impl Engine {
         Ok(EngineFact { version: version.version.unwrap_or_default(), unmanaged, firewall, userland_proxy, configured, notes })
     }
 
+    /// Whether the engine answers at all.
+    pub(crate) async fn answers(&self) -> Result<(), EngineError> {
+        self.docker.version().await.map(drop)
+    }
+
     /// One network; `None`: it is gone.
     pub(crate) async fn network(&self, id: &str) -> Result<Option<(String, NetworkFact)>, EngineError> {
         gone_is_none(self.docker.inspect_network(id, None::<InspectNetworkOptions>).await).map(|found| found.and_then(network_fact))

@@ -1,5 +1,6 @@
 //! The task that owns the facts: follows the engine's events and the kernel's links, and publishes what they come to.
 
+mod listing;
 mod ports;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,7 @@ use tracing::{debug, info, warn};
 use super::ahead::Ahead;
 use super::engine::{Engine, EngineFact};
 use super::events::{Change, change};
-use super::facts::{ContainerFact, Ends, Facts, Links, NetworkFact};
+use super::facts::{ContainerFact, Ends, Facts, NetworkFact};
 use super::inhabitants::Inhabitants;
 use super::inspects::{Answer, Inspect, Inspects};
 use super::joins::Joins;
@@ -29,6 +30,9 @@ use crate::chain::chain;
 
 /// Repairs what a missed event left wrong. Long, since each costs one inspect a network.
 const RESYNC: Duration = Duration::from_secs(60);
+/// Where nothing has happened since the last listing, neither by the engine's word nor among the ports, all is listed only at each so
+/// manieth of these times: it is most of what a quiet host with a thousand containers costs.
+const QUIET: u32 = 5;
 /// First and longest wait before the engine is tried again. Its containers are started before it answers, and nothing passes on a
 /// guarded network until we know whose they are.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
@@ -53,14 +57,6 @@ enum SessionError {
     Broke(#[source] EngineError),
 }
 
-/// What the engine listed.
-struct Listed {
-    /// When it was asked, and the links of then.
-    started: (Timestamp, Arc<Links>),
-    networks: BTreeMap<String, NetworkFact>,
-    containers: BTreeMap<String, ContainerFact>,
-}
-
 /// Owner of everything that was told.
 pub(crate) struct Task {
     options: Options,
@@ -73,6 +69,10 @@ pub(crate) struct Task {
     /// What was listed before this moment holds all that happened before it.
     synced: Timestamp,
     inspects: Inspects,
+    /// Something has happened since the last regular listing.
+    stirred: bool,
+    /// Regular listings left out since then.
+    left_out: u32,
     /// The engine was reloaded: what it told of all is to be told again.
     reloaded: bool,
     unclaimed: BTreeMap<String, Timestamp>,
@@ -95,6 +95,8 @@ impl Task {
             blind,
             synced: Timestamp::MIN,
             inspects: Inspects::default(),
+            stirred: false,
+            left_out: 0,
             reloaded: false,
             unclaimed: BTreeMap::new(),
             ahead: Ahead::default(),
@@ -179,6 +181,7 @@ impl Task {
                         let (changes, broken) = self.read(engine, batch).await?;
                         ended = broken.map(SessionError::Broke);
                         if !changes.is_empty() {
+                            self.stirred = true;
                             asked.push_back(told::about(engine, &self.facts.containers, changes));
                         }
                     }
@@ -202,9 +205,17 @@ impl Task {
                     }
                 }
                 _ = resync.tick() => {
+                    if !self.stirred && !self.reloaded && self.left_out + 1 < QUIET {
+                        self.left_out += 1;
+                        // A stream that says nothing may be one of an engine that hangs.
+                        self.following_links(engine.answers()).await?;
+                        continue;
+                    }
+                    (self.stirred, self.left_out) = (false, 0);
                     let inspect = if std::mem::take(&mut self.reloaded) { Inspect::All } else { Inspect::Some };
                     if self.resync(engine, inspect).await? {
                         info!("a full listing found what no event had told");
+                        self.stirred = true;
                     }
                     self.publish();
                 }
@@ -216,54 +227,6 @@ impl Task {
                     self.publish();
                 }
                 () = self.sender.closed() => return Ok(()),
-            }
-        }
-    }
-
-    /// Lists everything anew; whether that is anything new.
-    async fn resync(&mut self, engine: &Engine, inspect: Inspect) -> Result<bool, SessionError> {
-        let listed = self.list(engine).await?;
-        Ok(self.take_listing(engine, listed, inspect))
-    }
-
-    async fn list(&mut self, engine: &Engine) -> Result<Listed, SessionError> {
-        self.catch_up();
-        let (started, links) = (Timestamp::now(), Arc::clone(&self.links.borrow().links));
-        let (networks, containers) = self.listing(engine).await?;
-        debug!(networks = networks.len(), containers = containers.len(), after = %Timestamp::now().duration_since(started), "listed");
-        self.catch_up();
-        Ok(Listed { started: (started, links), networks, containers })
-    }
-
-    fn take_listing(&mut self, engine: &Engine, listed: Listed, inspect: Inspect) -> bool {
-        let Listed { started: (started, before), networks, mut containers } = listed;
-        for (id, fact) in &mut containers {
-            keep_details(fact, self.facts.containers.get(id));
-        }
-        // Ports, resolvers and process ids change without an event where the engine reloads or restarts.
-        let due = self.inspects.due(inspect, &containers, &self.facts.containers);
-        let news = self.facts.networks != networks || self.facts.containers != containers;
-        self.facts.networks = networks;
-        self.facts.containers = containers;
-        let links = self.links.borrow().links.clone();
-        self.ahead.listed(&mut self.facts, &links, started);
-        self.look_since(&before);
-        self.synced = started;
-        self.facts.userland_proxy = self.about.userland_proxy;
-        self.facts.engine_unmanaged.clone_from(&self.about.unmanaged);
-        self.inspects.list(engine, &self.about.configured, due);
-        news
-    }
-
-    /// What the engine lists. While many containers start that takes seconds, in which those that join are seen ahead of its word as ever.
-    async fn listing(&mut self, engine: &Engine) -> Result<(BTreeMap<String, NetworkFact>, BTreeMap<String, ContainerFact>), EngineError> {
-        let listing = async { tokio::try_join!(engine.networks(), engine.containers(&[])) };
-        tokio::pin!(listing);
-        loop {
-            tokio::select! {
-                biased;
-                listed = &mut listing => return listed,
-                Ok(()) = self.links.changed() => self.links_moved(),
             }
         }
     }
@@ -284,6 +247,7 @@ impl Task {
             Ok(None) => false,
             Err(error) => {
                 warn!(container, error = &error as &dyn std::error::Error, "container not inspected; tried again at the next listing");
+                self.stirred = true;
                 false
             }
         }
@@ -430,6 +394,7 @@ impl Task {
     }
 
     fn links_moved(&mut self) {
+        self.stirred = true;
         let told = self.links.borrow().at;
         self.publish_at(Timestamp::now(), told);
     }

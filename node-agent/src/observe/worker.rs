@@ -39,7 +39,7 @@ const REPAIR_AFTER: Duration = Duration::from_secs(1);
 /// connections than this are followed, each is asked for by itself (some 4 µs), and a dump is taken so many times more seldom, for what no
 /// event told of.
 const FEW: usize = 512;
-const SELDOM: u32 = 6;
+const SELDOM: u32 = 30;
 /// Retransmissions of a denied packet are one flow: TCP doubles its time-out from 1 s (RFC 6298), so the fifth comes after 31 s.
 const SAME_DENIAL: SignedDuration = SignedDuration::from_secs(35);
 /// Denied tuples remembered for that at most (some 20 MB): beyond it a retransmission may count as another flow.

@@ -1,4 +1,4 @@
-use super::super::facts::{Attached, Details, Peer, Port};
+use super::super::facts::{Attached, Details, Links, Peer, Port};
 use super::*;
 
 const MAC: [u8; 6] = [2, 0x42, 0xac, 0x12, 0, 2];
