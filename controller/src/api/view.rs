@@ -8,7 +8,7 @@ use policy::flow::Flow;
 use policy::review::Decision as Recorded;
 use policy::status::{Ended, NodeStatus};
 use policy::suggestion::Phase;
-use policy::{Endpoint, Evidence, Mode, Segment, Service, Verdict, Workload};
+use policy::{EdgeKey, Endpoint, Evidence, Mode, Segment, Service, Verdict, Workload};
 use serde::{Deserialize, Serialize};
 
 /// One edge of the graph with what the policies in force say of it now.
@@ -263,6 +263,17 @@ impl Forecast {
         let cuts = !self.denied.is_empty() || self.ended.values().any(|ended| !ended.is_empty()) || !self.unlearned.is_empty();
         // Of who did not say what would be cut, nothing is known.
         cuts || !self.switched.is_empty() || !self.silent.is_empty()
+    }
+
+    /// The edges that would be cut, seen so far or alive.
+    pub fn cuts(&self) -> impl Iterator<Item = EdgeKey> {
+        let denied = self.denied.iter().map(|edge| EdgeKey {
+            from: edge.from.clone(),
+            to: edge.to.clone(),
+            service: edge.service,
+            direction_known: true,
+        });
+        denied.chain(self.ended.values().flatten().map(|ended| EdgeKey { direction_known: true, ..ended.edge.clone() }))
     }
 }
 

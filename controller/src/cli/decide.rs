@@ -1,11 +1,12 @@
 //! Commands that decide: approve, reject, allow, edit, revert, segment, mode, quarantine, release, apply, delete, adopt; and export.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
 use policy::suggestion::Suggestion;
-use policy::{Mode, Workload};
+use policy::{EdgeKey, Mode, Workload};
 use serde::Serialize;
 
 use super::args::{
@@ -128,43 +129,75 @@ pub(super) fn allow(client: &Client, terminal: &Terminal, args: AllowArgs) -> Re
 pub(super) fn revert(client: &Client, terminal: &Terminal, args: RevertArgs) -> Result<(), Failed> {
     let RevertArgs { workload, to, yes, comment } = args;
     let mut request = Revert { workload, to, comment, confirm: None };
-    let outcome: Outcome = client.post("/api/v1/revert", &request)?;
-    request.confirm = foretold(terminal, &outcome, yes, "Add --yes to revert without being asked.")?;
-    match request.confirm {
-        None => tell(terminal, &outcome),
-        Some(_) => tell_rest(terminal, client.post("/api/v1/revert", &request)?, &outcome),
-    }
-}
-
-/// Tells what a change of a policy would be and would cut, and has it confirmed where it cuts; the generation to confirm. `None`: it is
-/// made already.
-fn foretold(terminal: &Terminal, outcome: &Outcome, yes: bool, instead: &str) -> Result<Option<u64>, Failed> {
-    let Some(forecast) = &outcome.forecast else { return Ok(None) };
-    for change in &outcome.notes {
-        heard_or_not(terminal.say(clean(change)))?;
-    }
-    if forecast.asks() {
-        heard_or_not(tell_forecast(terminal, forecast))?;
-        confirmed(terminal, yes, instead, "Put this in force?")?;
-    }
-    Ok(Some(forecast.generation))
-}
-
-/// What came of it, without what was foretold already.
-fn tell_rest(terminal: &Terminal, mut outcome: Outcome, before: &Outcome) -> Result<(), Failed> {
-    outcome.notes.retain(|note| !before.notes.contains(note));
-    tell(terminal, &outcome)
+    change(terminal, yes, "Add --yes to revert without being asked.", |confirm| {
+        request.confirm = confirm;
+        client.post("/api/v1/revert", &request)
+    })
 }
 
 pub(super) fn members(client: &Client, terminal: &Terminal, args: MemberArgs, remove: bool) -> Result<(), Failed> {
     let MemberArgs { segment, members, deny_unlearned, yes, comment } = args;
     let mut request = Members { segment, members, deny_unlearned, remove, comment, confirm: None };
-    let outcome: Outcome = client.post("/api/v1/segments", &request)?;
-    request.confirm = foretold(terminal, &outcome, yes, "Add --yes to change its members without being asked.")?;
-    match request.confirm {
-        None => tell(terminal, &outcome),
-        Some(_) => tell_rest(terminal, client.post("/api/v1/segments", &request)?, &outcome),
+    change(terminal, yes, "Add --yes to change its members without being asked.", |confirm| {
+        request.confirm = confirm;
+        client.post("/api/v1/segments", &request)
+    })
+}
+
+/// Makes a change that may cut: at once where it doesn't, else when somebody said yes to what it would cut. `post` asks for a forecast
+/// without a generation, and makes the change with one.
+fn change(
+    terminal: &Terminal,
+    yes: bool,
+    instead: &str,
+    mut post: impl FnMut(Option<u64>) -> Result<Outcome, Failed>,
+) -> Result<(), Failed> {
+    let before = post(None)?;
+    let Some(forecast) = &before.forecast else { return tell(terminal, &before) };
+    for change in &before.notes {
+        heard_or_not(terminal.say(clean(change)))?;
     }
+    let mut generation = forecast.generation;
+    if forecast.asks() {
+        heard_or_not(tell_forecast(terminal, forecast))?;
+        generation = agreed(terminal, yes, instead, "Put this in force?", forecast, || post(None))?;
+    }
+    let mut outcome = post(Some(generation))?;
+    // Without what was foretold already.
+    outcome.notes.retain(|note| !before.notes.contains(note));
+    tell(terminal, &outcome)
+}
+
+/// That somebody said yes to a forecast that was shown; the generation to confirm. Whoever reads it takes a while, in which more may be
+/// seen that would be cut: that is asked for too.
+fn agreed(
+    terminal: &Terminal,
+    yes: bool,
+    instead: &str,
+    question: &str,
+    shown: &Forecast,
+    mut again: impl FnMut() -> Result<Outcome, Failed>,
+) -> Result<u64, Failed> {
+    confirmed(terminal, yes, instead, question)?;
+    if yes {
+        return Ok(shown.generation);
+    }
+    let mut generation = shown.generation;
+    let mut known: BTreeSet<_> = shown.cuts().collect();
+    while let Some(forecast) = again()?.forecast {
+        generation = forecast.generation;
+        let fresh: Vec<_> = forecast.cuts().filter(|cut| !known.contains(cut)).collect();
+        if fresh.is_empty() {
+            break;
+        }
+        terminal.say(format_args!("Seen meanwhile, {} more would be cut:", count(fresh.len() as u64, "edge")))?;
+        for EdgeKey { from, to, service, .. } in &fresh {
+            terminal.say(terminal.paint(Tone::Warn, format_args!("  {from} -> {to} {service}")))?;
+        }
+        known.extend(fresh);
+        confirmed(terminal, yes, instead, question)?;
+    }
+    Ok(generation)
 }
 
 pub(super) fn quarantine(client: &Client, terminal: &Terminal, args: OneArgs) -> Result<(), Failed> {
@@ -193,8 +226,9 @@ pub(super) fn mode(client: &Client, terminal: &Terminal, args: ModeArgs) -> Resu
     if dry_run {
         return Ok(());
     }
-    confirmed(terminal, yes, "Add --yes to switch without being asked.", &format!("Switch {} to Enforce?", request.segment))?;
-    request.confirm = Some(forecast.generation);
+    let question = format!("Switch {} to Enforce?", request.segment);
+    let again = || client.post("/api/v1/mode", &request);
+    request.confirm = Some(agreed(terminal, yes, "Add --yes to switch without being asked.", &question, &forecast, again)?);
     tell(terminal, &client.post("/api/v1/mode", &request)?)
 }
 
@@ -249,11 +283,13 @@ pub(super) fn apply(client: &Client, terminal: &Terminal, args: ApplyArgs) -> Re
         tell_forecast(terminal, forecast)?;
         return tell(terminal, &outcome);
     }
+    let mut generation = forecast.generation;
     if forecast.asks() {
         heard_or_not(tell_forecast(terminal, forecast))?;
-        confirmed(terminal, yes, "Add --yes to apply without being asked.", "Put this in force?")?;
+        let again = || client.post("/api/v1/apply", &request);
+        generation = agreed(terminal, yes, "Add --yes to apply without being asked.", "Put this in force?", forecast, again)?;
     }
-    request.confirm = Some(forecast.generation);
+    request.confirm = Some(generation);
     tell(terminal, &client.post("/api/v1/apply", &request)?)
 }
 
@@ -329,15 +365,11 @@ pub(super) fn edit(client: &Client, terminal: &Terminal, args: EditArgs) -> Resu
     }
     let mut edited = Edit { document, revision: before.revision, comment, confirm: None };
     let uri = format!("/api/v1/edit/{}", path(&workload.to_string()));
-    let put_in_force = |edited: &mut Edit| {
-        let outcome: Outcome = client.post(&uri, edited)?;
-        edited.confirm = foretold(terminal, &outcome, yes, "Add --yes to edit without being asked.")?;
-        match edited.confirm {
-            None => tell(terminal, &outcome),
-            Some(_) => tell_rest(terminal, client.post(&uri, edited)?, &outcome),
-        }
-    };
-    put_in_force(&mut edited).map_err(|mut failed| {
+    let put_in_force = change(terminal, yes, "Add --yes to edit without being asked.", |confirm| {
+        edited.confirm = confirm;
+        client.post(&uri, &edited)
+    });
+    put_in_force.map_err(|mut failed| {
         // What was typed is not lost with the refusal.
         let kept = scratch.0.with_extension("rejected.yaml");
         if fs::write(&kept, &edited.document).is_ok() {
