@@ -59,6 +59,15 @@ pub enum PlanRefused {
         /// The node's generation.
         applied: u64,
     },
+    /// Not what is applied, though it has its number.
+    #[error(
+        "the plan has generation {generation}, which is applied already and says something else; if the controller's store was put back \
+         from a copy: `bulkhead adopt`"
+    )]
+    Another {
+        /// The generation of both.
+        generation: u64,
+    },
     /// More than a node is to hold.
     #[error("the plan would have {rules} rules; a node takes {MOST_RULES} at most")]
     TooLarge {
@@ -74,7 +83,7 @@ pub enum PlanRefused {
 }
 
 impl NodePlan {
-    /// Whether a node that has applied `current` may apply this plan. The same generation again is fine: it changes nothing.
+    /// Whether a node that has applied `current` may apply this plan. The same plan again is fine: it changes nothing.
     ///
     /// # Errors
     /// Each [`PlanRefused`] with its facts.
@@ -88,6 +97,9 @@ impl NodePlan {
         }
         if self.generation < current.generation {
             return Err(PlanRefused::Older { found: self.generation, applied: current.generation });
+        }
+        if self.generation == current.generation && self.set != current.set {
+            return Err(PlanRefused::Another { generation: self.generation });
         }
         Ok(())
     }

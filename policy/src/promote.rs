@@ -2,9 +2,13 @@
 //!
 //! Learn to Audit is never automatic, since it needs an approval; back is a person's break-glass and needs none.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use jiff::Timestamp;
+
 use crate::segment::{Mode, Promotion, Segment};
+use crate::suggestion::{ProposedRule, RuleState, Suggestion};
 use crate::workload::Workload;
 
 /// What was seen of a segment since it is in Audit under the policies in force now.
@@ -18,6 +22,8 @@ pub struct Observed {
     pub would_be_denials: u64,
     /// Running workloads of the segment without an approved policy.
     pub unlearned: Vec<Workload>,
+    /// How many rules are proposed for what was in use and nobody decided on, by workload: see [`undecided`].
+    pub undecided: BTreeMap<Workload, usize>,
 }
 
 /// One condition that is not met.
@@ -50,6 +56,8 @@ pub enum Unmet {
     },
     /// Workloads run that nobody approved a policy for.
     Unlearned(Vec<Workload>),
+    /// Something was in use that is neither allowed nor rejected.
+    Undecided(BTreeMap<Workload, usize>),
 }
 
 impl fmt::Display for Unmet {
@@ -65,6 +73,10 @@ impl fmt::Display for Unmet {
             Self::Unlearned(workloads) => {
                 let names: Vec<String> = workloads.iter().map(ToString::to_string).collect();
                 write!(f, "no approved policy for {}", names.join(", "))
+            }
+            Self::Undecided(rules) => {
+                let of: Vec<String> = rules.iter().map(|(workload, rules)| format!("{rules} of {workload}")).collect();
+                write!(f, "rules for what was in use that are neither approved nor rejected: {}", of.join(", "))
             }
         }
     }
@@ -92,5 +104,20 @@ pub fn unmet(segment: &Segment, observed: &Observed) -> Vec<Unmet> {
     if !observed.unlearned.is_empty() {
         unmet.push(Unmet::Unlearned(observed.unlearned.clone()));
     }
+    if !observed.undecided.is_empty() {
+        unmet.push(Unmet::Undecided(observed.undecided.clone()));
+    }
     unmet
+}
+
+/// The rules of a suggestion without which a promotion would cut what was in use, though nobody said no to them. What would have been
+/// denied since `since` is left out: that is among the would-be denials, of which a promotion rule may tolerate some.
+///
+/// # Why
+/// An audit tells of what happens in it. What a workload does once a month was seen while it was learned, perhaps, and not since.
+pub fn undecided(suggestion: &Suggestion, since: Timestamp) -> impl Iterator<Item = &ProposedRule> {
+    suggestion.rules.iter().filter(move |rule| {
+        let counted = rule.evidence.would_deny > 0 && rule.evidence.last.is_some_and(|last| last >= since);
+        rule.state == RuleState::Undecided && rule.evidence.used() > 0 && !counted
+    })
 }

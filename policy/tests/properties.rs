@@ -64,6 +64,10 @@ fn property_02_never_backwards_a_node_refuses_a_plan_of_an_older_generation_or_a
     let applied = plan("one", 7);
     assert_eq!(plan("one", 6).may_follow(Some(&applied)), Err(PlanRefused::Older { found: 6, applied: 7 }));
     assert_eq!(plan("one", 7).may_follow(Some(&applied)), Ok(()));
+    let mut set = PolicySet::default();
+    set.policies.insert(workload("shop/db"), policy::WorkloadPolicy::empty(workload("shop/db")));
+    let another = NodePlan { set: set.into(), ..plan("one", 7) };
+    assert_eq!(another.may_follow(Some(&applied)), Err(PlanRefused::Another { generation: 7 }), "of a store that was put back");
     let other = PlanRefused::OtherStore { found: "two".to_owned(), known: "one".to_owned() };
     assert_eq!(plan("two", 8).may_follow(Some(&applied)), Err(other));
     let newer = NodePlan { format: PLAN_FORMAT + 1, ..plan("one", 8) };

@@ -10,7 +10,7 @@ use common::*;
 use policy::FlowOutcome::{Denied, Established};
 use policy::learn::Rejected;
 use policy::policy_set::Direction;
-use policy::promote::{Observed, Unmet, unmet};
+use policy::promote::{Observed, Unmet, undecided, unmet};
 use policy::review::{Choice, Edge, Reading, Refused, Reviewed, allow, approve, edit, foresee, reject, revert, to_enforce};
 use policy::segment::Promotion;
 use policy::suggestion::{RuleState, Suggestion};
@@ -310,21 +310,46 @@ fn an_apply_that_is_semantically_wrong_does_not_say_success() {
 #[test]
 fn a_segment_is_promoted_only_by_its_own_rule_and_when_all_of_it_is_met() {
     let mut segment = segment("shop", Mode::Audit);
-    let good = Observed { healthy_seconds: 48 * 3600, distinct_hours: 30, would_be_denials: 0, unlearned: Vec::new() };
+    let good = Observed { healthy_seconds: 48 * 3600, distinct_hours: 30, would_be_denials: 0, ..Observed::default() };
     assert_eq!(unmet(&segment, &good), [Unmet::NoRule], "off by default");
     segment.promotion = Some(Promotion { healthy_hours: 48, distinct_hours: 24, would_be_denials: 0 });
     assert!(unmet(&segment, &good).is_empty());
-    let bad = Observed { healthy_seconds: 3600, distinct_hours: 2, would_be_denials: 1, unlearned: vec![workload("shop/db")] };
+    let bad = Observed {
+        healthy_seconds: 3600,
+        distinct_hours: 2,
+        would_be_denials: 1,
+        unlearned: vec![workload("shop/db")],
+        undecided: [(workload("shop/web"), 2)].into(),
+    };
     let texts: Vec<String> = unmet(&segment, &bad).iter().map(ToString::to_string).collect();
     let expected = [
         "healthily observed for 1 h of 48 h",
         "traffic in 2 of 24 distinct hours",
         "1 flows would have been denied, 0 are tolerated",
         "no approved policy for shop/db",
+        "rules for what was in use that are neither approved nor rejected: 2 of shop/web",
     ];
     assert_eq!(texts, expected);
     segment.mode = Mode::Learn;
     assert_eq!(unmet(&segment, &good), [Unmet::NotInAudit(Mode::Learn)]);
+}
+
+#[test]
+fn what_was_in_use_before_an_audit_keeps_a_promotion_waiting_until_somebody_decides() {
+    let town = town();
+    let suggestion = town.suggestion("shop/web");
+    let (used, last) = (suggestion.rules.iter().filter(|rule| rule.evidence.used() > 0).count(), at(1 << 37));
+    assert!(used > 0);
+    assert_eq!(undecided(&suggestion, last).count(), used);
+    for state in [RuleState::Approved, RuleState::Rejected] {
+        let mut decided = suggestion.clone();
+        decided.rules.iter_mut().for_each(|rule| rule.state = state);
+        assert_eq!(undecided(&decided, last).count(), 0, "{state:?}");
+    }
+    // Those count as would-be denials, and are tolerated or not.
+    let mut audited = suggestion;
+    audited.rules.iter_mut().for_each(|rule| rule.evidence.would_deny = 1);
+    assert_eq!((undecided(&audited, at(0)).count(), undecided(&audited, last).count()), (0, used));
 }
 
 #[test]

@@ -299,6 +299,14 @@ pub(crate) fn edge_at(from: &str, to: &str, service: &str, flows: u64, at: Times
     EdgeDelta { key, seen }
 }
 
+/// The id of a proposed rule by its peer and ports.
+pub(crate) fn rule_id(desk: &Desk, workload: &str, peer: &str, port: &str) -> String {
+    let suggestion = desk.run(&format!("describe suggestion {workload} -o json")).json();
+    let rules = suggestion["rules"].as_array().unwrap();
+    let rule = rules.iter().find(|rule| rule["rule"]["peer"] == peer && rule["rule"]["ports"] == port);
+    rule.unwrap_or_else(|| panic!("no {peer} {port} in {suggestion:#}"))["id"].as_str().unwrap().to_owned()
+}
+
 /// Flows that were denied, or would have been.
 pub(crate) fn denied(from: &str, to: &str, service: &str, would: bool, flows: u64) -> EdgeDelta {
     let mut delta = edge(from, to, service, flows);

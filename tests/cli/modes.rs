@@ -5,7 +5,7 @@ use policy::evaluate::Verdict;
 use policy::status::{Ended, Preview};
 use policy::{Connection, EdgeKey, Health, Mode, Scene, Workload, evaluate};
 
-use crate::desk::{Desk, Node, container, denied, edge, edge_at, end, eventually, find, ran, usual};
+use crate::desk::{Desk, Node, container, denied, edge, edge_at, end, eventually, find, ran, rule_id, usual};
 
 /// A shop with everything approved.
 fn approved() -> (Desk, Node) {
@@ -279,6 +279,8 @@ fn stable_takes_healthy_time_with_traffic_not_the_wall_clock() {
 #[test]
 fn promotion_is_off_by_default_and_goes_by_healthy_time_and_denials() {
     let (desk, node) = approved();
+    // Seen while it was learned, and never again.
+    node.saw(&desk, &[edge("shop/worker", "shop/db", "tcp/6379", 3)]);
     desk.run("mode shop audit").done();
     let yaml = desk.run("get segments shop -o yaml").done();
     assert!(!yaml.contains("promotion"), "{yaml}");
@@ -291,6 +293,15 @@ fn promotion_is_off_by_default_and_goes_by_healthy_time_and_denials() {
     node.saw(&desk, &[edge("shop/web", "shop/db", "tcp/5432", 1), denied("shop/worker", "shop/db", "tcp/5432", true, 1)]);
     std::thread::sleep(std::time::Duration::from_secs(32));
     assert_eq!(mode_of(&desk, "shop"), "Audit", "a would-be denial holds it back");
+    let status = desk.run("status").done();
+    let words = status.split_whitespace().collect::<Vec<_>>().join(" ");
+    let waits = "shop is promoted to Enforce by its rule, but not yet: 1 flows would have been denied, 0 are tolerated; \
+                 rules for what was in use that are neither approved nor rejected: 1 of shop/db, 1 of shop/worker.";
+    assert!(words.contains(waits), "{status}");
+    for (workload, peer) in [("shop/db", "shop/worker"), ("shop/worker", "shop/db")] {
+        let id = rule_id(&desk, workload, peer, "tcp/6379");
+        desk.args(&["reject", workload, "--rule", &id]).done();
+    }
     desk.run("allow shop/worker shop/db tcp/5432").done();
     node.saw(&desk, &[edge("shop/web", "shop/db", "tcp/5432", 1)]);
     let end = std::time::Instant::now() + std::time::Duration::from_secs(45);
@@ -353,6 +364,40 @@ fn what_was_asked_for_is_done_though_nobody_reads_the_output_to_its_end() {
     let mut command = desk.command();
     let status = command.args(["mode", "shop", "enforce", "--yes"]).stdout(writer).status().unwrap();
     assert!(status.success());
+    assert_eq!(mode_of(&desk, "shop"), "Enforce");
+}
+
+#[test]
+fn what_is_seen_while_somebody_reads_the_forecast_is_asked_for_before_it_is_cut() {
+    use std::io::{Read, Write};
+    let (desk, node) = approved();
+    node.saw(&desk, &[edge("shop/worker", "shop/db", "tcp/6379", 3)]);
+    // A terminal of its own: `script` makes one.
+    let words = format!("{} mode shop enforce", desk.command().get_program().display());
+    let mut command = std::process::Command::new("script");
+    let envs = desk.command().get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect::<Vec<_>>();
+    command.args(["-qec", &words, "/dev/null"]).envs(envs);
+    let mut child = command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let (mut typed, mut shown) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let (mut said, mut read) = (String::new(), 0);
+    let mut until = |text: &str| {
+        let mut some = [0; 4096];
+        while !said[read..].contains(text) {
+            let n = shown.read(&mut some).unwrap();
+            assert!(n > 0, "no \"{text}\" in {said}");
+            said.push_str(&String::from_utf8_lossy(&some[..n]));
+        }
+        read += said[read..].find(text).unwrap() + text.len();
+    };
+    until("Switch shop to Enforce?");
+    node.saw(&desk, &[edge("shop/worker", "shop/db", "tcp/9090", 1)]);
+    typed.write_all(b"y\n").unwrap();
+    until("Seen meanwhile, 1 edge more would be cut:");
+    until("shop/worker -> shop/db tcp/9090");
+    assert_eq!(mode_of(&desk, "shop"), "Learn");
+    typed.write_all(b"y\n").unwrap();
+    until("Recorded as decision");
+    assert!(child.wait().unwrap().success());
     assert_eq!(mode_of(&desk, "shop"), "Enforce");
 }
 

@@ -5,14 +5,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use policy::{Peer, Workload};
 
-use crate::desk::{Desk, Node, denied, edge, eventually, find, ran, usual};
-
-fn rule_id(desk: &Desk, workload: &str, peer: &str, port: &str) -> String {
-    let suggestion = desk.run(&format!("describe suggestion {workload} -o json")).json();
-    let rules = suggestion["rules"].as_array().unwrap();
-    let rule = rules.iter().find(|rule| rule["rule"]["peer"] == peer && rule["rule"]["ports"] == port);
-    rule.unwrap_or_else(|| panic!("no {peer} {port} in {suggestion:#}"))["id"].as_str().unwrap().to_owned()
-}
+use crate::desk::{Desk, Node, denied, edge, eventually, find, ran, rule_id, usual};
 
 fn state_of(desk: &Desk, workload: &str, id: &str) -> String {
     let suggestion = desk.run(&format!("describe suggestion {workload} -o json")).json();

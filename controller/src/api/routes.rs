@@ -111,7 +111,7 @@ pub(super) fn routes(served: Served, gate: Gate) -> Router {
         .route("/policies", get(|State(s): State<Served>| async move { look(&s, view::policies).await }))
         .route("/policies/{*workload}", get(policy))
         .route("/segments", get(|State(s): State<Served>| async move { look(&s, |state| Ok(view::segments(state))).await }).post(members))
-        .route("/workloads", get(|State(s): State<Served>| async move { look(&s, view::workloads).await }))
+        .route("/workloads", get(|State(s): State<Served>| async move { look(&s, |state| Ok(view::workloads(state))).await }))
         .route("/workloads/{*workload}", get(one_workload))
         .route("/networks", get(|State(s): State<Served>| async move { look(&s, |state| Ok(view::networks(state))).await }))
         .route("/decisions", get(|State(s): State<Served>| async move { look(&s, |state| Ok(state.decisions.clone())).await }))

@@ -3,25 +3,38 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use policy::promote::{self, Observed};
+use policy::promote::{self, Observed, Unmet};
 use policy::{Endpoint, HourSet, Mode, Verdict, Workload, review};
 
 use super::state::State;
 use super::view::segment_name;
 
-/// Segments whose promotion rule is met now, with what was observed.
-pub(crate) fn due(state: &State) -> Vec<(String, String)> {
-    let audited = state.set.segments.values().filter(|segment| segment.mode == Mode::Audit && segment.promotion.is_some());
-    audited
-        .filter_map(|segment| {
-            let observed = observed(state, &segment.name);
+/// Segments in Audit that have a promotion rule.
+#[derive(Debug, Default)]
+pub(crate) struct Promotions {
+    /// Those that may go to Enforce now, each with what was observed.
+    pub(crate) due: Vec<(String, String)>,
+    /// The others, each with what it waits for.
+    pub(crate) waiting: Vec<(String, Vec<Unmet>)>,
+}
+
+/// Every one of them as it is now.
+pub(crate) fn promotions(state: &State) -> Promotions {
+    let mut all = Promotions::default();
+    for segment in state.set.segments.values().filter(|segment| segment.mode == Mode::Audit && segment.promotion.is_some()) {
+        let observed = observed(state, &segment.name);
+        let unmet = promote::unmet(segment, &observed);
+        if unmet.is_empty() {
             let why = format!(
                 "{} s of healthy observation, traffic in {} distinct hours, {} would-be denials",
                 observed.healthy_seconds, observed.distinct_hours, observed.would_be_denials
             );
-            promote::unmet(segment, &observed).is_empty().then(|| (segment.name.clone(), why))
-        })
-        .collect()
+            all.due.push((segment.name.clone(), why));
+        } else {
+            all.waiting.push((segment.name.clone(), unmet));
+        }
+    }
+    all
 }
 
 /// The last decision that changed what the segment is held to: from there on it was audited as it is now.
@@ -52,7 +65,12 @@ fn observed(state: &State, segment: &str) -> Observed {
     }
     let runs_here = |node: &&super::node::Node| node.inventory.containers.values().any(|c| members.contains(&c.workload));
     let healthy = state.nodes.values().filter(runs_here).map(|node| node.sight.healthy_since(since)).min();
+    let undecided = |workload: &Workload| {
+        let suggestion = state.suggestion(workload).ok()?;
+        Some((workload.clone(), promote::undecided(&suggestion, since).count())).filter(|(_, rules)| *rules > 0)
+    };
     Observed {
+        undecided: members.iter().filter_map(undecided).collect(),
         healthy_seconds: healthy.unwrap_or(0),
         distinct_hours: hours.hours(),
         would_be_denials,

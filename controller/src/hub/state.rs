@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use jiff::{SignedDuration, Timestamp};
 use policy::evaluate::Scene;
 use policy::learn::{self, Context, Halves, Learner, Rejected, Revision};
+use policy::promote::Unmet;
 use policy::review::Decision;
 use policy::suggestion::{Outline, Suggestion};
 use policy::{
@@ -32,6 +33,8 @@ pub struct State {
     pub(crate) revisions: BTreeMap<Workload, (u64, u64)>,
     /// What people said no to.
     pub(crate) rejected: BTreeSet<Rejected>,
+    /// Segments with a promotion rule that is not met, and why, as of the last look.
+    pub(crate) waiting: Vec<(String, Vec<Unmet>)>,
     /// The merged graph.
     pub(crate) graph: FlowGraph,
     /// Nodes by name.
@@ -95,6 +98,7 @@ impl State {
             decisions: Vec::new(),
             revisions: BTreeMap::new(),
             rejected: BTreeSet::new(),
+            waiting: Vec::new(),
             graph: FlowGraph::new(),
             nodes: BTreeMap::new(),
             networks: BTreeMap::new(),
@@ -184,8 +188,10 @@ impl State {
     /// A generation that is newer than all that nodes have of this store, where one has a newer plan than the store itself: it was put
     /// back from a copy. Else 0.
     pub(crate) fn beyond_all(&self) -> u64 {
-        let own = self.nodes.values().filter(|node| node.status.store == self.store).map(|node| node.status.generation);
-        own.max().filter(|newest| *newest > self.generation).map_or(0, |newest| newest + 1)
+        // One with the store's own number is as new, unless it refuses what the store has under that number.
+        let stuck = |node: &&Node| node.status.generation > self.generation || node.refused.is_some();
+        let own = self.nodes.values().filter(|node| node.status.store == self.store).filter(stuck).map(|node| node.status.generation);
+        own.max().filter(|newest| *newest >= self.generation).map_or(0, |newest| newest + 1)
     }
 
     /// That what runs is known: a switch to Enforce must not be judged by a list that is still to come.

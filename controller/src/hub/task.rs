@@ -161,7 +161,9 @@ impl Task {
 
     async fn slow_tick(&mut self) {
         self.state.all_stale();
-        for (segment, why) in promotion::due(&self.state) {
+        let promotions = promotion::promotions(&self.state);
+        self.state.waiting = promotions.waiting;
+        for (segment, why) in promotions.due {
             let own = self.options.own.clone();
             match self.decide(Request::Promote { segment: segment.clone(), why }, own).await {
                 Ok(_) => info!(%segment, "promoted to Enforce by its own rule"),

@@ -6,6 +6,7 @@ use policy::check::{HalfApproved, half_approved};
 use policy::diff::{self, SuggestionDiff};
 use policy::graph::EdgeKey;
 use policy::guardrail;
+use policy::inventory::Container;
 use policy::review::{Decision, Foreseen};
 use policy::segment::segment_of;
 use policy::status::{NetworkState, NodeStatus};
@@ -159,7 +160,7 @@ pub(crate) fn segments(state: &State) -> Vec<SegmentView> {
     views.into_values().collect()
 }
 
-fn container(inventory: &Inventory, node: &str, container: &policy::inventory::Container) -> ContainerView {
+fn container(inventory: &Inventory, node: &str, container: &Container) -> ContainerView {
     let network = |id: &str| inventory.networks.get(id).map_or_else(|| id.to_owned(), |network| network.name.clone());
     ContainerView {
         node: node.to_owned(),
@@ -179,19 +180,27 @@ fn container(inventory: &Inventory, node: &str, container: &policy::inventory::C
 /// One workload, running or not.
 pub(crate) fn workload(state: &State, workload: &Workload) -> Result<WorkloadView, HubError> {
     state.must_know(workload)?;
+    Ok(workload_of(state, workload, placed(state).filter(|(_, _, container)| container.workload == *workload)))
+}
+
+/// A container, what else runs on its node, and the node's name.
+type Placed<'s> = (&'s str, &'s Inventory, &'s Container);
+
+fn placed(state: &State) -> impl Iterator<Item = Placed<'_>> {
+    state.nodes.iter().flat_map(|(name, node)| node.inventory.containers.values().map(move |c| (name.as_str(), &node.inventory, c)))
+}
+
+fn workload_of<'s>(state: &State, workload: &Workload, placed: impl IntoIterator<Item = Placed<'s>>) -> WorkloadView {
     let mut containers = Vec::new();
     let mut unmanaged = BTreeSet::new();
-    for (name, node) in &state.nodes {
-        for found in node.inventory.containers.values().filter(|c| c.workload == *workload) {
-            containers.push(container(&node.inventory, name, found));
-            unmanaged.extend(found.unmanaged.iter().map(ToString::to_string));
-            let networks = found.legs.iter().filter_map(|leg| node.inventory.networks.get(&leg.network));
-            unmanaged.extend(networks.flat_map(|n| n.unmanaged.iter().map(|why| format!("network {}: {why}", n.name))));
-        }
+    for (node, inventory, found) in placed {
+        containers.push(container(inventory, node, found));
+        unmanaged.extend(found.unmanaged.iter().map(ToString::to_string));
+        let networks = found.legs.iter().filter_map(|leg| inventory.networks.get(&leg.network));
+        unmanaged.extend(networks.flat_map(|n| n.unmanaged.iter().map(|why| format!("network {}: {why}", n.name))));
     }
-    let scene = state.scene();
-    let mode = scene.segment(workload).map_or(Mode::Learn, |segment| segment.mode);
-    Ok(WorkloadView {
+    let mode = state.scene().segment(workload).map_or(Mode::Learn, |segment| segment.mode);
+    WorkloadView {
         workload: workload.clone(),
         segment: segment_name(state, workload),
         mode,
@@ -200,12 +209,16 @@ pub(crate) fn workload(state: &State, workload: &Workload) -> Result<WorkloadVie
         containers,
         networks: state.networks.get(workload).cloned().unwrap_or_default(),
         unmanaged,
-    })
+    }
 }
 
 /// Every workload that runs.
-pub(crate) fn workloads(state: &State) -> Result<Vec<WorkloadView>, HubError> {
-    state.networks.keys().map(|name| workload(state, name)).collect()
+pub(crate) fn workloads(state: &State) -> Vec<WorkloadView> {
+    let mut by_name: BTreeMap<&Workload, Vec<Placed<'_>>> = BTreeMap::new();
+    for one in placed(state) {
+        by_name.entry(&one.2.workload).or_default().push(one);
+    }
+    state.networks.keys().map(|name| workload_of(state, name, by_name.remove(name).unwrap_or_default())).collect()
 }
 
 fn network_state(status: &NodeStatus, name: &str) -> (String, String) {
@@ -355,6 +368,12 @@ fn notes(state: &State) -> Vec<String> {
     for breach in guardrail::in_force(&state.set, state.now) {
         let next = format!("it stays until `bulkhead edit {}` takes it out", breach.workload);
         notes.push(format!("In force from before its guardrail: {breach}; {next}."));
+    }
+    for (segment, unmet) in &state.waiting {
+        if state.set.segments.get(segment).is_some_and(|segment| segment.mode == Mode::Audit && segment.promotion.is_some()) {
+            let unmet: Vec<_> = unmet.iter().map(ToString::to_string).collect();
+            notes.push(format!("{segment} is promoted to Enforce by its rule, but not yet: {}.", unmet.join("; ")));
+        }
     }
     for (end, reports) in state.graph.left_out() {
         notes.push(format!("Not listed, {reports} reports so far: {}.", policy::graph::no_room(end)));

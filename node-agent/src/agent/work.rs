@@ -247,6 +247,8 @@ struct Work {
     compare_at: Instant,
     /// Generation of the plan that is bound.
     bound: Option<u64>,
+    /// The last whole plan was not taken: what has changed of it is none of ours.
+    apart: bool,
     /// The plan was taken and what runs here is not known: the controller is answered once it is bound.
     answer_due: bool,
     /// Since when living connections are to be judged again: something was taken away.
@@ -319,6 +321,7 @@ impl Work {
             wake: Instant::now() + FULL_COMPARE_EVERY,
             compare_at: Instant::now() + FULL_COMPARE_EVERY,
             bound: None,
+            apart: false,
             answer_due: false,
             // What was taken away while nobody looked.
             owed: Some(Instant::now()),

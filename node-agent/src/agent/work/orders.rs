@@ -10,7 +10,7 @@ impl Work {
     pub(super) fn order(&mut self, order: Order) {
         match order {
             Order::Plan { plan, adopt } => self.answer_plan(*plan, adopt, None),
-            Order::Change(change) => match change.clone().onto(self.plan.as_ref()) {
+            Order::Change(change) => match change.clone().onto(self.plan.as_ref().filter(|_| !self.apart)) {
                 Ok(plan) => self.answer_plan(plan, false, Some(&change)),
                 Err(why) => {
                     warn!(%why, "the whole plan is asked for");
@@ -27,6 +27,7 @@ impl Work {
     fn answer_plan(&mut self, plan: NodePlan, adopt: bool, change: Option<&PlanChange>) {
         let (store, generation) = (plan.store.clone(), plan.generation);
         let outcome = self.take_plan(plan, adopt, change);
+        self.apart = self.plan.as_ref().is_none_or(|plan| plan.store != store || plan.generation != generation) || outcome.is_err();
         if let Err(why) = &outcome {
             warn!(store, generation, why, "plan refused");
         } else if !self.inventory_known() {
