@@ -143,7 +143,7 @@ pub(crate) fn coverage(used: Sums, window: Option<&Window>, options: &Options) -
     let little_unseen = coverage.unseen_connections_ppm.is_some_and(|ppm| ppm <= options.stable_unseen_ppm);
     let phase = if edges == 0 || quiet == 0 {
         Phase::Learning
-    } else if long_enough && little_unseen && quiet >= u64::from(options.quiet_hours) {
+    } else if window.unlisted == 0 && long_enough && little_unseen && quiet >= u64::from(options.quiet_hours) {
         Phase::Stable
     } else {
         Phase::Stabilizing
@@ -161,6 +161,9 @@ fn notes(window: &Window, options: &Options) -> Vec<String> {
     }
     if window.lost > 0 {
         notes.push(format!("{} kernel events lost meanwhile", window.lost));
+    }
+    if window.unlisted > 0 {
+        notes.push(format!("{} flows with further peers, for which the graph has no room, are in no rule", window.unlisted));
     }
     notes
 }

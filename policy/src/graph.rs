@@ -18,7 +18,7 @@ use crate::workload::Endpoint;
 
 mod room;
 
-pub use room::{ATTEMPTS, CLIENTS, SILENT, no_room};
+pub use room::{ATTEMPTS, CLIENTS, LeftOut, SILENT, no_room};
 use room::{Crowd, Crowds};
 
 /// What makes two flows the same edge.
@@ -149,7 +149,7 @@ pub struct FlowGraph {
     /// Edges between ends of which none holds a crowd.
     nobodys: Crowds,
     /// See [`FlowGraph::left_out`].
-    left_out: BTreeMap<Option<Endpoint>, u64>,
+    left_out: BTreeMap<Option<Endpoint>, (u64, u64)>,
     /// Each endpoint's place in the order of all: numbers are compared where names would be. Made when asked for, since endpoints
     /// are few and come seldom.
     places: OnceLock<Vec<u32>>,

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::flow::Tuple;
-use crate::graph::EdgeKey;
+use crate::graph::{EdgeKey, LeftOut};
 use crate::service::Service;
 use crate::workload::{Endpoint, Workload};
 
@@ -121,6 +121,8 @@ pub struct NodeStatus {
     pub denied: Denied,
     /// Processes of the host that reach a workload through the user-land proxy's road.
     pub riders: Vec<String>,
+    /// What the agent's graph has no room for.
+    pub left_out: Vec<LeftOut>,
     /// Containers that pass packets on between their networks: one sentence each.
     pub forwarders: Vec<String>,
     /// Enforced networks that would be open while the agent is dead, were they made anew just then: which, and why.

@@ -131,7 +131,7 @@ pub fn riders(graph: &FlowGraph, inventory: &Inventory, wanted: &Ruleset) -> Vec
 
 /// What is told of whom the graph has no room for any more: once, `told` keeps of whom.
 pub fn crowded(graph: &FlowGraph, told: &mut BTreeSet<Option<Endpoint>>) -> Vec<String> {
-    let fresh: Vec<_> = graph.left_out().map(|(end, _)| end.cloned()).filter(|end| !told.contains(end)).collect();
+    let fresh: Vec<_> = graph.left_out().map(|left| left.end).filter(|end| !told.contains(end)).collect();
     told.extend(fresh.iter().cloned());
     fresh.iter().map(|end| policy::graph::no_room(end.as_ref())).collect()
 }

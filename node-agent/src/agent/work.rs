@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use policy::attribute::Fact;
 use policy::bind::Binding;
 use policy::evaluate::{Connection, Scene};
-use policy::graph::{EdgeDelta, FlowGraph};
+use policy::graph::{EdgeDelta, FlowGraph, LeftOut};
 use policy::plan::NodePlan;
 use policy::status::NodeStatus;
 use policy::{Endpoint, Flow, FlowOutcome, Workload, evaluate};
@@ -200,8 +200,8 @@ struct Reported {
     snapshot: Arc<Snapshot>,
     /// The status without counters.
     news: NodeStatus,
-    /// Events, and what the connection table held.
-    counters: (u64, (u64, u64)),
+    /// Events, what the connection table held, and what the graph had no room for.
+    counters: (u64, (u64, u64), Vec<LeftOut>),
     at: Instant,
 }
 
@@ -393,9 +393,11 @@ impl Work {
 
     fn saw(&mut self, fact: &Fact) {
         let delta = EdgeDelta::from(fact);
-        if !self.graph.leaves_out(&delta) {
+        if self.graph.has_room(&delta) {
             self.graph.add(&delta);
             self.uplink.record(delta);
+        } else {
+            self.graph.leave_out(&delta);
         }
         if let Fact::Began(flow) = fact {
             let mut flow = flow.clone();

@@ -2,13 +2,16 @@
 //! memory, and anybody who can send packets writes to it.
 //!
 //! # What is never left out
-//! What a rule is learned from: an edge between workloads, the host and where a workload goes outside, as soon as it carried data.
-//! That takes an answer from the other end. What is left out is counted.
+//! What carried data between workloads, the host and where they go outside: that takes an answer from the other end. And nobody takes the
+//! room of another: what comes from any address is counted apart from what a workload does itself, what it does among workloads apart from
+//! what it tries outside, and each port apart from the others where a connection was made. What is left out is counted, and where
+//! a rule might have been learned from it, its suggestion is not called stable.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::{EdgeDelta, FlowGraph, Holder};
 use crate::evidence::Evidence;
@@ -16,22 +19,26 @@ use crate::private::private_network;
 use crate::service::Service;
 use crate::workload::Endpoint;
 
-/// Edges that never carried data, of one workload or of the host: those that it tried, and those by which it was tried from outside. A
-/// scan is known for one after five; a whole network of 4,096 addresses can be listed.
+/// Edges of one workload (or the host) that never carried data: to others of them; to addresses; and from addresses, tried and come to
+/// nothing. Each of the three by itself. A scan is known for one after five edges; a whole network of 4,096 addresses can be listed.
 pub const ATTEMPTS: usize = 4096;
 
-/// Clients outside of one end that carried no data: connections without payload, and UDP that it never answered. Of one address family,
-/// public or of one private network.
+/// Clients outside of one end of which UDP was heard and never answered: of one address family, public or of one private network.
 pub const SILENT: usize = 16_384;
 
-/// Clients outside on one port of one end: of one address family, public or of one private network. What is proposed for so many is their network or
-/// anyone, unless one asks for exact hosts.
+/// Clients outside that connected to one port of one end: of one address family, public or of one private network. What is proposed for so
+/// many is their network or anyone, unless a person rejected a part of it.
 pub const CLIENTS: usize = 65_536;
 
 /// Of what an edge is one more. Each has a number of edges that is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Crowd {
-    Attempts,
+    /// Without data, between workloads and the host.
+    Within,
+    /// Without data, to an address.
+    Outward,
+    /// From an address, and came to nothing.
+    Knocks,
     Silent(Kind),
     Clients(Service, Kind),
 }
@@ -52,7 +59,7 @@ impl Kind {
 impl Crowd {
     fn room(self) -> usize {
         match self {
-            Self::Attempts => ATTEMPTS,
+            Self::Within | Self::Outward | Self::Knocks => ATTEMPTS,
             Self::Silent(_) => SILENT,
             Self::Clients(..) => CLIENTS,
         }
@@ -60,22 +67,26 @@ impl Crowd {
 
     /// Which crowd an edge is of, and with which of its ends it is counted; `None`: it is kept whatever there is.
     pub(super) fn of(from: &Endpoint, to: &Endpoint, service: Service, seen: &Evidence) -> Option<(Holder, Self)> {
-        let holder = match (from_anywhere(from), from_anywhere(to)) {
-            (None, _) => Holder::From,
-            (Some(_), None) => Holder::To,
-            (Some(_), Some(_)) => Holder::Nobody,
-        };
-        let is_used = seen.used() > 0 || seen.hours.hours() > 0;
-        // More bytes of a flow that was told before travel alone.
-        let carried = seen.established > 0 || (seen.used() == 0 && is_used);
+        let carried = seen.established > 0;
+        // No rule is learned from what nobody's address said or was told.
         let unknown = [from, to].iter().any(|end| matches!(end, Endpoint::Unknown(_)));
-        match (from_anywhere(from), holder) {
-            // No rule is learned from it.
-            _ if unknown => Some((holder, Self::Attempts)),
-            (Some(address), Holder::To | Holder::Nobody) if carried => Some((holder, Self::Clients(service, Kind::of(address)))),
-            (Some(address), Holder::To | Holder::Nobody) if is_used => Some((holder, Self::Silent(Kind::of(address)))),
-            _ if carried => None,
-            _ => Some((holder, Self::Attempts)),
+        match (from_anywhere(from), from_anywhere(to)) {
+            (None, None) if carried => None,
+            (None, None) => Some((Holder::From, Self::Within)),
+            (None, Some(_)) if carried && !unknown => None,
+            (None, Some(_)) => Some((Holder::From, Self::Outward)),
+            (Some(address), server) => {
+                let holder = if server.is_none() { Holder::To } else { Holder::Nobody };
+                let kind = Kind::of(address);
+                let crowd = match () {
+                    () if unknown => Self::Knocks,
+                    // Both take a whole handshake, which nobody makes with an address that is not its own.
+                    () if carried || seen.connected_no_data > 0 => Self::Clients(service, kind),
+                    () if seen.one_way > 0 => Self::Silent(kind),
+                    () => Self::Knocks,
+                };
+                Some((holder, crowd))
+            }
         }
     }
 }
@@ -111,37 +122,54 @@ impl Crowds {
     }
 }
 
+/// Reports that were left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftOut {
+    /// The end that has no room for more; `None`: between addresses of which none is a workload's or the host's.
+    pub end: Option<Endpoint>,
+    /// How many reports.
+    pub reports: u64,
+    /// How many flows of those a rule might have been learned from.
+    pub uses: u64,
+}
+
 impl FlowGraph {
-    /// Whether a report is to be left out, since there is no room for one edge more of its kind with its workload; it is counted then. Ask
-    /// before [`FlowGraph::add`], which adds whatever it is given.
-    pub fn leaves_out(&mut self, delta: &EdgeDelta) -> bool {
+    /// Whether there is room for what a report says: its edge is there already, or one more of its kind is kept. Ask before
+    /// [`FlowGraph::add`], which adds whatever it is given, and give it to [`FlowGraph::leave_out`] if there is none.
+    pub fn has_room(&self, delta: &EdgeDelta) -> bool {
         let key = &delta.key;
-        let Some((holder, crowd)) = Crowd::of(&key.from, &key.to, key.service, &delta.seen) else { return false };
-        let end = holder.end(&key.from, &key.to);
-        let crowds = match end {
+        let Some((holder, crowd)) = Crowd::of(&key.from, &key.to, key.service, &delta.seen) else { return true };
+        let crowds = match holder.end(&key.from, &key.to) {
             Some(end) => self.nodes.get(end).map(|&index| &self.graph[index].crowds),
             None => Some(&self.nobodys),
         };
-        if !crowds.is_some_and(|crowds| crowds.is_full(crowd)) || self.find(key).is_some() {
-            return false;
-        }
-        *self.left_out.entry(end.cloned()).or_default() += 1;
-        true
+        !crowds.is_some_and(|crowds| crowds.is_full(crowd)) || self.find(key).is_some()
     }
 
-    /// How many reports were left out, by the end that has no room for more; `None`: between ends of which none is a workload or the
-    /// host. Since this graph began.
-    pub fn left_out(&self) -> impl Iterator<Item = (Option<&Endpoint>, u64)> {
-        self.left_out.iter().map(|(end, &reports)| (end.as_ref(), reports))
+    /// Counts a report that there is no room for.
+    pub fn leave_out(&mut self, delta: &EdgeDelta) {
+        let EdgeDelta { key, seen } = delta;
+        let Some((holder, crowd)) = Crowd::of(&key.from, &key.to, key.service, seen) else { return };
+        // One client more of so many changes no rule.
+        let uses = if matches!(crowd, Crowd::Clients(..)) { 0 } else { seen.used() };
+        let counted = self.left_out.entry(holder.end(&key.from, &key.to).cloned()).or_default();
+        *counted = (counted.0.saturating_add(1), counted.1.saturating_add(uses));
+    }
+
+    /// What was left out since this graph began.
+    pub fn left_out(&self) -> impl Iterator<Item = LeftOut> {
+        self.left_out.iter().map(|(end, &(reports, uses))| LeftOut { end: end.clone(), reports, uses })
     }
 }
 
-/// What a person is told of an end that has no room for more; see [`FlowGraph::left_out`].
+/// What a person is told of an end that has no room for more; see [`LeftOut`].
 pub fn no_room(end: Option<&Endpoint>) -> String {
     let who = end.map_or_else(|| "between addresses that are no workload's".to_owned(), |end| format!("of {end}"));
     format!(
-        "{who} there are more peers than the graph lists: from {ATTEMPTS} that it tried, or that tried it, without any data, or {CLIENTS} clients \
-         outside on one port on, further ones are counted and not listed. See `bulkhead graph`; a workload that should not do so can be quarantined"
+        "{who} there are more peers than the graph lists. It lists {ATTEMPTS} without data (among workloads, tried outside, and from outside: \
+         each by itself), {SILENT} outside whose UDP was not answered, {CLIENTS} clients outside on one port; further ones are counted. A \
+         workload that goes to ever new places and should not can be quarantined"
     )
 }
 
@@ -175,9 +203,10 @@ mod tests {
     }
 
     fn offer(graph: &mut FlowGraph, delta: &EdgeDelta) -> bool {
-        let room = !graph.leaves_out(delta);
-        if room {
-            graph.add(delta);
+        let room = graph.has_room(delta);
+        match room {
+            true => drop(graph.add(delta)),
+            false => graph.leave_out(delta),
         }
         room
     }
@@ -195,7 +224,7 @@ mod tests {
             (0..).map(move |n| delta(from.clone(), address(n), "tcp/443", refused()))
         };
         assert_eq!(fill(&mut graph, attempts("p/a")), ATTEMPTS);
-        assert_eq!(graph.left_out().collect::<Vec<_>>(), [(Some(&end("p/a")), 1)]);
+        assert_eq!(graph.left_out().collect::<Vec<_>>(), [LeftOut { end: Some(end("p/a")), reports: 1, uses: 0 }]);
         assert!(offer(&mut graph, &delta(end("p/a"), address(0), "tcp/443", refused())), "an edge that is there grows");
         assert!(offer(&mut graph, &delta(end("p/a"), address(1 << 20), "tcp/443", carried())));
         assert!(offer(&mut graph, &delta(end("p/b"), address(1 << 20), "tcp/443", refused())), "another has room of its own");
@@ -216,7 +245,7 @@ mod tests {
         assert!(offer(&mut graph, &delta(address(1 << 20), end("p/a"), "tcp/80", carried())), "a client is a client");
         assert!(offer(&mut graph, &delta(end("p/b"), end("p/a"), "tcp/22", refused())), "a workload tries with its own room");
         assert_eq!(fill(&mut graph, (0..).map(|n| delta(unknown(n), address(n), "tcp/22", carried()))), ATTEMPTS);
-        assert_eq!(graph.left_out().find(|(end, _)| end.is_none()), Some((None, 1)));
+        assert_eq!(graph.left_out().find(|left| left.end.is_none()).map(|left| left.reports), Some(1));
     }
 
     #[test]
@@ -228,16 +257,40 @@ mod tests {
         assert!(first.iter().all(|client| offer(&mut graph, &delta(end(client), end("p/web"), "tcp/443", carried()))));
         assert!(offer(&mut graph, &delta(address(1 << 22), end("p/web"), "tcp/444", carried())));
         assert!(!offer(&mut graph, &delta(address(1 << 22), end("p/web"), "tcp/443", carried())));
-        let one_way = || Evidence { one_way: 1, ..carried() };
-        let silent = |n| delta(address(n), end("p/web"), "udp/514", Evidence { established: 0, ..one_way() });
+        let silent = |n| delta(address(n), end("p/web"), "udp/514", Evidence { one_way: 1, ..Evidence::default() });
         assert_eq!(fill(&mut graph, (0..).map(silent)), SILENT);
+        let check = Evidence { connected_no_data: 2, ..Evidence::default() };
+        assert!(offer(&mut graph, &delta(address(1 << 22), end("p/web"), "tcp/8080", check)), "a health check of another port");
+        let left: Vec<_> = graph.left_out().collect();
+        assert_eq!(left, [LeftOut { end: Some(end("p/web")), reports: 3, uses: 1 }], "further clients are no further rule");
     }
 
     #[test]
-    fn more_bytes_of_a_flow_are_no_attempt() {
+    fn nobody_takes_the_room_of_what_a_rule_is_learned_from() {
         let mut graph = FlowGraph::new();
-        assert_eq!(fill(&mut graph, (0..).map(|n| delta(end("p/a"), address(n), "tcp/443", refused()))), ATTEMPTS);
-        let grew = Evidence { established: 0, bytes_sent: 9, ..carried() };
-        assert!(offer(&mut graph, &delta(end("p/a"), address(1 << 20), "tcp/5432", grew)));
+        let denied = || Evidence { denied: 1, ..Evidence::default() };
+        assert_eq!(fill(&mut graph, (0..).map(|n| delta(address(n), end("p/a"), "tcp/22", refused()))), ATTEMPTS, "from outside");
+        assert_eq!(fill(&mut graph, (0..).map(|n| delta(end("p/a"), address(n), "tcp/443", denied()))), ATTEMPTS, "at a CDN");
+        for seen in [
+            Evidence { one_way: 3, ..Evidence::default() },
+            Evidence { connected_no_data: 3, ..Evidence::default() },
+            denied(),
+            Evidence { would_deny: 1, ..Evidence::default() },
+        ] {
+            let port = 1 + graph.len() % 60_000;
+            assert!(offer(&mut graph, &delta(end("p/a"), end("p/b"), &format!("tcp/{port}"), seen)));
+        }
+        assert!(offer(&mut graph, &delta(address(1 << 22), end("p/a"), "udp/514", Evidence { one_way: 3, ..Evidence::default() })));
+    }
+
+    #[test]
+    fn more_bytes_of_a_flow_that_was_left_out_are_left_out_with_it() {
+        let mut graph = FlowGraph::new();
+        let one_way = || Evidence { established: 0, one_way: 1, ..carried() };
+        assert_eq!(fill(&mut graph, (0..).map(|n| delta(end("p/a"), address(n), "udp/443", one_way()))), ATTEMPTS);
+        let grew = || Evidence { established: 0, bytes_sent: 9, ..carried() };
+        assert!(!offer(&mut graph, &delta(end("p/a"), address(1 << 20), "udp/443", grew())));
+        assert!(offer(&mut graph, &delta(end("p/a"), address(0), "udp/443", grew())));
+        assert_eq!(graph.left_out().map(|left| (left.reports, left.uses)).collect::<Vec<_>>(), [(2, 1)]);
     }
 }

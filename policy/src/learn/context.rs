@@ -132,6 +132,8 @@ pub struct Window {
     pub seconds: BTreeMap<u32, u32>,
     /// Kernel events lost meanwhile.
     pub lost: u64,
+    /// Flows that rules might have been learned from and that the graph had no room for ([`crate::graph::LeftOut`]).
+    pub unlisted: u64,
 }
 
 impl Window {

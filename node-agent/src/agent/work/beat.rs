@@ -92,6 +92,7 @@ impl Work {
             contested: account::contested(&self.snapshot.inventory, self.binding.ruleset()),
             raw: if self.sums { BTreeSet::new() } else { account::raw(&self.snapshot.inventory, self.binding.ruleset()) },
             denied: self.denied.told(),
+            left_out: self.graph.left_out().collect(),
             riders: account::riders(&self.graph, &self.snapshot.inventory, self.binding.ruleset()),
         };
         metrics::gauge!("bulkhead_agent_events_total").set(events as f64);
@@ -101,7 +102,7 @@ impl Work {
                 .absolute(row.packets);
         }
         metrics::gauge!("bulkhead_agent_edges").set(self.graph.len() as f64);
-        let left_out = self.graph.left_out().map(|(_, reports)| reports).sum();
+        let left_out = status.left_out.iter().map(|left| left.reports).sum();
         metrics::counter!("bulkhead_agent_reports_left_out_total").absolute(left_out);
         metrics::gauge!("bulkhead_agent_plan_generation").set(status.generation as f64);
         metrics::gauge!("bulkhead_agent_failing").set(f64::from(u8::from(self.failing.is_some())));
@@ -110,7 +111,7 @@ impl Work {
             return;
         }
         // Counters alone are no news; they go along now and then.
-        let counters = (std::mem::take(&mut status.events), std::mem::take(&mut status.conntrack));
+        let counters = (std::mem::take(&mut status.events), std::mem::take(&mut status.conntrack), std::mem::take(&mut status.left_out));
         let containers = u32::try_from(self.snapshot.inventory.containers.len()).unwrap_or(u32::MAX);
         let anyway = REPORT_ANYWAY_AFTER.0.max(REPORT_ANYWAY_AFTER.1.saturating_mul(containers));
         let same = self.reported.as_ref().is_some_and(|reported| {
@@ -119,8 +120,8 @@ impl Work {
                 && (reported.counters == counters || reported.at.elapsed() < anyway)
         });
         if !same {
-            let (events, conntrack) = counters;
-            let told = NodeStatus { events, conntrack, ..status.clone() };
+            let (events, conntrack, left_out) = counters.clone();
+            let told = NodeStatus { events, conntrack, left_out, ..status.clone() };
             self.uplink.report(Arc::clone(&self.snapshot.inventory), forwarders, told);
             self.reported = Some(Reported { snapshot: self.snapshot.clone(), news: status, counters, at: Instant::now() });
         }
