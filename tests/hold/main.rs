@@ -16,6 +16,7 @@ mod kin;
 mod living;
 mod moment;
 mod namesake;
+mod put_back;
 mod raw;
 mod restart;
 mod stage;

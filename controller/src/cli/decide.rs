@@ -157,47 +157,52 @@ fn change(
     for change in &before.notes {
         heard_or_not(terminal.say(clean(change)))?;
     }
-    let mut generation = forecast.generation;
     if forecast.asks() {
         heard_or_not(tell_forecast(terminal, forecast))?;
-        generation = agreed(terminal, yes, instead, "Put this in force?", forecast, || post(None))?;
+        if let Some(made) = agreed(terminal, yes, instead, "Put this in force?", forecast, || post(None))? {
+            return tell(terminal, &made);
+        }
     }
-    let mut outcome = post(Some(generation))?;
+    let mut outcome = post(Some(forecast.generation))?;
     // Without what was foretold already.
     outcome.notes.retain(|note| !before.notes.contains(note));
     tell(terminal, &outcome)
 }
 
-/// That somebody said yes to a forecast that was shown; the generation to confirm. Whoever reads it takes a while, in which more may be
-/// seen that would be cut: that is asked for too.
+/// That somebody said yes to a forecast that was shown. Whoever reads it takes a while, in which more may be seen that would be cut: that
+/// is asked for too. What comes back was made meanwhile, since there was nothing left to be foreseen; of another generation than the one
+/// shown the controller says itself that it is not what was confirmed.
 fn agreed(
     terminal: &Terminal,
     yes: bool,
     instead: &str,
     question: &str,
     shown: &Forecast,
-    mut again: impl FnMut() -> Result<Outcome, Failed>,
-) -> Result<u64, Failed> {
+    again: impl FnOnce() -> Result<Outcome, Failed>,
+) -> Result<Option<Outcome>, Failed> {
     confirmed(terminal, yes, instead, question)?;
     if yes {
-        return Ok(shown.generation);
+        return Ok(None);
     }
-    let mut generation = shown.generation;
-    let mut known: BTreeSet<_> = shown.cuts().collect();
-    while let Some(forecast) = again()?.forecast {
-        generation = forecast.generation;
-        let fresh: Vec<_> = forecast.cuts().filter(|cut| !known.contains(cut)).collect();
-        if fresh.is_empty() {
-            break;
-        }
+    let later = again()?;
+    let Some(forecast) = &later.forecast else { return Ok(Some(later)) };
+    let known: BTreeSet<_> = shown.cuts().collect();
+    let fresh: Vec<_> = forecast.cuts().filter(|cut| !known.contains(cut)).collect();
+    let silent: Vec<_> = forecast.silent.keys().filter(|node| !shown.silent.contains_key(*node)).collect();
+    if forecast.generation != shown.generation || (fresh.is_empty() && silent.is_empty()) {
+        return Ok(None);
+    }
+    if !fresh.is_empty() {
         terminal.say(format_args!("Seen meanwhile, {} more would be cut:", count(fresh.len() as u64, "edge")))?;
-        for EdgeKey { from, to, service, .. } in &fresh {
-            terminal.say(terminal.paint(Tone::Warn, format_args!("  {from} -> {to} {service}")))?;
-        }
-        known.extend(fresh);
-        confirmed(terminal, yes, instead, question)?;
     }
-    Ok(generation)
+    for EdgeKey { from, to, service, .. } in &fresh {
+        terminal.say(terminal.paint(Tone::Warn, format_args!("  {from} -> {to} {service}")))?;
+    }
+    for node in silent {
+        terminal.say(terminal.paint(Tone::Warn, format_args!("{} does not say any more which connections would end.", clean(node))))?;
+    }
+    confirmed(terminal, yes, instead, question)?;
+    Ok(None)
 }
 
 pub(super) fn quarantine(client: &Client, terminal: &Terminal, args: OneArgs) -> Result<(), Failed> {
@@ -228,7 +233,10 @@ pub(super) fn mode(client: &Client, terminal: &Terminal, args: ModeArgs) -> Resu
     }
     let question = format!("Switch {} to Enforce?", request.segment);
     let again = || client.post("/api/v1/mode", &request);
-    request.confirm = Some(agreed(terminal, yes, "Add --yes to switch without being asked.", &question, &forecast, again)?);
+    if let Some(made) = agreed(terminal, yes, "Add --yes to switch without being asked.", &question, &forecast, again)? {
+        return tell(terminal, &made);
+    }
+    request.confirm = Some(forecast.generation);
     tell(terminal, &client.post("/api/v1/mode", &request)?)
 }
 
@@ -283,13 +291,14 @@ pub(super) fn apply(client: &Client, terminal: &Terminal, args: ApplyArgs) -> Re
         tell_forecast(terminal, forecast)?;
         return tell(terminal, &outcome);
     }
-    let mut generation = forecast.generation;
     if forecast.asks() {
         heard_or_not(tell_forecast(terminal, forecast))?;
         let again = || client.post("/api/v1/apply", &request);
-        generation = agreed(terminal, yes, "Add --yes to apply without being asked.", "Put this in force?", forecast, again)?;
+        if let Some(made) = agreed(terminal, yes, "Add --yes to apply without being asked.", "Put this in force?", forecast, again)? {
+            return tell(terminal, &made);
+        }
     }
-    request.confirm = Some(generation);
+    request.confirm = Some(forecast.generation);
     tell(terminal, &client.post("/api/v1/apply", &request)?)
 }
 

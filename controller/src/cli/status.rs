@@ -63,6 +63,9 @@ pub(super) fn status(client: &Client, terminal: &Terminal, args: OutputArgs) -> 
             InForce::Unanswered { seconds: seconds @ 1.. } => {
                 terminal.paint(Tone::Bad, format_args!("has not answered for {}: {plan} stays", when::span(*seconds)))
             }
+            InForce::Refused(_) if status.generation == view.generation && status.store == view.store => {
+                terminal.paint(Tone::Bad, format_args!("another plan of generation {} stays", status.generation))
+            }
             InForce::Unanswered { seconds: 0 } | InForce::Yes | InForce::Away | InForce::Refused(_) => plan,
         };
         let observed = when::span(node.healthy_seconds);

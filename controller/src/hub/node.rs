@@ -120,8 +120,14 @@ impl State {
             workloads.into_iter().for_each(|workload| here.entry(workload).or_default().push(node));
         }
         let all: Vec<&Node> = self.nodes.values().collect();
+        let mut unlisted: BTreeMap<Workload, u64> = BTreeMap::new();
+        for left in self.nodes.values().flat_map(|node| node.status.left_out.iter().cloned()).chain(self.graph.left_out()) {
+            if let Some(workload) = left.end.as_ref().and_then(Endpoint::workload) {
+                *unlisted.entry(workload.clone()).or_default() += left.uses;
+            }
+        }
         let window = |workload: &Workload| {
-            let mut window = Window::default();
+            let mut window = Window { unlisted: unlisted.get(workload).copied().unwrap_or(0), ..Window::default() };
             let ends = [Endpoint::Workload(workload.clone()), Endpoint::Run(workload.clone())];
             // Without traffic there is nothing that could be called learned, for however long.
             let Some(since) = ends.iter().filter_map(|end| self.graph.first_seen(end)).min() else { return window };

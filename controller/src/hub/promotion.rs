@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use policy::promote::{self, Observed, Unmet};
-use policy::{Endpoint, HourSet, Mode, Verdict, Workload, review};
+use policy::review::{self, Action};
+use policy::{Endpoint, HourSet, Mode, Verdict, Workload};
 
 use super::state::State;
 use super::view::segment_name;
@@ -21,6 +22,10 @@ pub(crate) struct Promotions {
 /// Every one of them as it is now.
 pub(crate) fn promotions(state: &State) -> Promotions {
     let mut all = Promotions::default();
+    if state.outlines.is_empty() {
+        // Nothing was learned since the start: what is undecided is not known.
+        return all;
+    }
     for segment in state.set.segments.values().filter(|segment| segment.mode == Mode::Audit && segment.promotion.is_some()) {
         let observed = observed(state, &segment.name);
         let unmet = promote::unmet(segment, &observed);
@@ -40,14 +45,17 @@ pub(crate) fn promotions(state: &State) -> Promotions {
 /// The last decision that changed what the segment is held to: from there on it was audited as it is now.
 fn since(state: &State, segment: &str, members: &BTreeSet<Workload>) -> Timestamp {
     let about = |subject: &str| subject == segment || subject.split([' ', ',']).any(|word| members.iter().any(|w| w.to_string() == word));
-    let last = state.decisions.iter().rev().find(|decision| about(&decision.subject) || decision.rules.iter().any(|rule| about(rule)));
+    // A rejection changes nothing of that.
+    let mut decisions = state.decisions.iter().rev().filter(|decision| decision.action != Action::Reject);
+    let last = decisions.find(|decision| about(&decision.subject) || decision.rules.iter().any(|rule| about(rule)));
     // Without any such decision in the record nothing was audited yet.
     last.map_or(state.now, |decision| decision.time)
 }
 
 fn observed(state: &State, segment: &str) -> Observed {
     let is_member = |workload: &Workload| segment_name(state, workload).as_deref() == Some(segment);
-    let members: BTreeSet<Workload> = state.networks.keys().filter(|workload| is_member(workload)).cloned().collect();
+    // Those that do not run just now too: what starts once a night is cut by a promotion like the rest.
+    let members: BTreeSet<Workload> = state.known().into_iter().filter(is_member).collect();
     let since = since(state, segment, &members);
     let first = HourSet::hour_of(since);
     let mut hours = HourSet::default();
@@ -65,12 +73,14 @@ fn observed(state: &State, segment: &str) -> Observed {
     }
     let runs_here = |node: &&super::node::Node| node.inventory.containers.values().any(|c| members.contains(&c.workload));
     let healthy = state.nodes.values().filter(runs_here).map(|node| node.sight.healthy_since(since)).min();
+    // A whole suggestion is work; mostly everything is decided.
+    let open = members.iter().filter(|workload| state.outlines.get(*workload).is_some_and(|outline| outline.undecided > 0));
     let undecided = |workload: &Workload| {
         let suggestion = state.suggestion(workload).ok()?;
         Some((workload.clone(), promote::undecided(&suggestion, since).count())).filter(|(_, rules)| *rules > 0)
     };
     Observed {
-        undecided: members.iter().filter_map(undecided).collect(),
+        undecided: open.filter_map(undecided).collect(),
         healthy_seconds: healthy.unwrap_or(0),
         distinct_hours: hours.hours(),
         would_be_denials,

@@ -185,13 +185,11 @@ impl State {
         alike
     }
 
-    /// A generation that is newer than all that nodes have of this store, where one has a newer plan than the store itself: it was put
-    /// back from a copy. Else 0.
+    /// A generation that is newer than the store's own and than all that nodes have of it. The store may have been put back from a copy,
+    /// and a node may have another plan of the very number.
     pub(crate) fn beyond_all(&self) -> u64 {
-        // One with the store's own number is as new, unless it refuses what the store has under that number.
-        let stuck = |node: &&Node| node.status.generation > self.generation || node.refused.is_some();
-        let own = self.nodes.values().filter(|node| node.status.store == self.store).filter(stuck).map(|node| node.status.generation);
-        own.max().filter(|newest| *newest >= self.generation).map_or(0, |newest| newest + 1)
+        let of_nodes = self.nodes.values().filter(|node| node.status.store == self.store).map(|node| node.status.generation);
+        of_nodes.fold(self.generation, u64::max).saturating_add(1)
     }
 
     /// That what runs is known: a switch to Enforce must not be judged by a list that is still to come.

@@ -294,8 +294,9 @@ impl Task {
         }
         let (orders, inbox) = mpsc::channel(ORDERS);
         // The same agent came again before its old session was seen to end: the old one ends now, by losing its orders.
-        (known.status.store, known.status.generation) = applied.clone().unwrap_or_default();
-        known.session = Some(Session { id: session, spool, orders, sent: applied, changes, unanswered: None });
+        (known.status.store, known.status.generation) = applied.unwrap_or_default();
+        // Whatever number it names: after a store was put back it may be that of another plan. So it gets the plan whole, and compares.
+        known.session = Some(Session { id: session, spool, orders, sent: None, changes, unanswered: None });
         known.heard = Some(self.state.now);
         known.reported = false;
         known.refused = None;
@@ -309,7 +310,8 @@ impl Task {
 
     async fn batch(&mut self, session: u64, mut batch: BatchIn, reply: oneshot::Sender<Result<(), NotStored>>) {
         use crate::store::BatchOutcome;
-        batch.edges.retain(|delta| !self.state.graph.leaves_out(delta));
+        let (edges, left_out): (Vec<_>, Vec<_>) = std::mem::take(&mut batch.edges).into_iter().partition(|d| self.state.graph.has_room(d));
+        batch.edges = edges;
         let outcome = self.store.apply_batch(&batch).await;
         let answer = match outcome {
             Ok(BatchOutcome::Already) => Ok(()),
@@ -320,6 +322,7 @@ impl Task {
                 metrics::counter!("bulkhead_batches_stored", "node" => batch.node.clone()).increment(1);
                 self.state.saw(&batch.node, &batch.health);
                 self.state.add_edges(&batch.edges);
+                left_out.iter().for_each(|delta| self.state.graph.leave_out(delta));
                 debug!(node = %batch.node, session, seq = batch.seq, edges = batch.edges.len(), "batch stored");
                 Ok(())
             }

@@ -245,7 +245,7 @@ pub(crate) fn networks(state: &State) -> Vec<NetworkView> {
                 match node.in_force(&state.store, state.generation, state.now) {
                     InForce::Away => why = "last heard before the agent's session ended; the last plan stays in the kernel".to_owned(),
                     InForce::Unanswered { .. } => why = format!("by the plan of generation {}", node.status.generation),
-                    InForce::Refused(_) => why = format!("by the plan of generation {}: a newer one was refused", node.status.generation),
+                    InForce::Refused(_) => why = format!("by the plan of generation {}: another one was refused", node.status.generation),
                     InForce::Yes => {}
                 }
             }
@@ -375,7 +375,12 @@ fn notes(state: &State) -> Vec<String> {
             notes.push(format!("{segment} is promoted to Enforce by its rule, but not yet: {}.", unmet.join("; ")));
         }
     }
-    for (end, reports) in state.graph.left_out() {
+    let mut left_out: BTreeMap<Option<&Endpoint>, u64> = BTreeMap::new();
+    let here: Vec<_> = state.graph.left_out().collect();
+    for left in here.iter().chain(state.nodes.values().flat_map(|node| &node.status.left_out)) {
+        *left_out.entry(left.end.as_ref()).or_default() += left.reports;
+    }
+    for (end, reports) in left_out {
         notes.push(format!("Not listed, {reports} reports so far: {}.", policy::graph::no_room(end)));
     }
     for (name, node) in &state.nodes {

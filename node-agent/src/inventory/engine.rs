@@ -108,9 +108,16 @@ impl Engine {
         Ok(EngineFact { version: version.version.unwrap_or_default(), unmanaged, firewall, userland_proxy, configured, notes })
     }
 
-    /// Whether the engine answers at all.
-    pub(crate) async fn answers(&self) -> Result<(), EngineError> {
-        self.docker.version().await.map(drop)
+    /// Whether the engine answers: about one container and one network, which go by the locks that an engine hangs in.
+    pub(crate) async fn answers(&self, container: Option<&String>, network: Option<&String>) -> Result<(), EngineError> {
+        self.docker.version().await?;
+        if let Some(id) = network {
+            self.network(id).await?;
+        }
+        match container {
+            Some(id) => gone_is_none(self.docker.inspect_container(id, None).await).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// One network; `None`: it is gone.

@@ -208,7 +208,9 @@ impl Task {
                     if !self.stirred && !self.reloaded && self.left_out + 1 < QUIET {
                         self.left_out += 1;
                         // A stream that says nothing may be one of an engine that hangs.
-                        self.following_links(engine.answers()).await?;
+                        let running = self.facts.containers.iter().find(|(_, fact)| fact.running).map(|(id, _)| id.clone());
+                        let network = self.facts.networks.keys().next().cloned();
+                        self.following_links(engine.answers(running.as_ref(), network.as_ref())).await?;
                         continue;
                     }
                     (self.stirred, self.left_out) = (false, 0);

@@ -17,7 +17,7 @@ use super::{
     Doorways, Ground, Members, Standings, carried_pairs, doorways, frame, guarded_by_policy, has_sides, inward, members, rule_pairs, rules,
     same_places, spots, standings,
 };
-use crate::inventory::{Container, Inventory};
+use crate::inventory::{Container, Inventory, Published};
 use crate::policy_set::{Direction, Peer, PolicySet, Rule};
 use crate::ruleset::{Change, Door, Pair, Pin, Ruleset, Spot};
 use crate::service::{Ports, Service};
@@ -85,6 +85,15 @@ impl Index {
             false => self.timed.remove(workload),
         };
     }
+}
+
+/// Whether the same is published at the node: the rest of what its doors depend on is asked for elsewhere.
+fn same_published(a: &Inventory, b: &Inventory) -> bool {
+    fn published(inventory: &Inventory) -> impl Iterator<Item = (&String, &Vec<Published>)> {
+        let all = inventory.containers.iter().map(|(id, container)| (id, &container.published));
+        all.filter(|(_, published)| !published.is_empty())
+    }
+    published(a).eq(published(b))
 }
 
 fn every_rule<'a>(set: &'a PolicySet, workload: &Workload) -> impl Iterator<Item = &'a Rule> {
@@ -262,7 +271,11 @@ impl Binding {
             inventory: if same_ground { old.inventory.clone() } else { inventory.clone() },
             now,
             members: if same_ground { old.members.clone() } else { Arc::new(members(inventory)) },
-            doorways: if same_ground { old.doorways.clone() } else { Arc::new(doorways(inventory)) },
+            doorways: if same_ground || same_published(inventory, &old.inventory) {
+                old.doorways.clone()
+            } else {
+                Arc::new(doorways(inventory))
+            },
             standings: if same_standings { old.standings.clone() } else { Arc::new(standings(set, inventory, now)) },
         };
         if !same_standings {

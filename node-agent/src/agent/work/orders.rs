@@ -27,7 +27,6 @@ impl Work {
     fn answer_plan(&mut self, plan: NodePlan, adopt: bool, change: Option<&PlanChange>) {
         let (store, generation) = (plan.store.clone(), plan.generation);
         let outcome = self.take_plan(plan, adopt, change);
-        self.apart = self.plan.as_ref().is_none_or(|plan| plan.store != store || plan.generation != generation) || outcome.is_err();
         if let Err(why) = &outcome {
             warn!(store, generation, why, "plan refused");
         } else if !self.inventory_known() {
@@ -49,7 +48,9 @@ impl Work {
     /// `change`: how the plan that is applied leads to it, where that is known.
     fn take_plan(&mut self, plan: NodePlan, adopt: bool, change: Option<&PlanChange>) -> Result<u64, String> {
         let current = self.plan.as_ref().filter(|current| !(adopt && current.store != plan.store));
-        plan.may_follow(current).map_err(|refused| refused.to_string())?;
+        let follows = plan.may_follow(current).map_err(|refused| refused.to_string());
+        self.apart = follows.is_err();
+        follows?;
         if self.plan.as_ref() == Some(&plan) && self.failing.is_none() {
             return Ok(0);
         }

@@ -23,7 +23,12 @@ impl Task {
         if !candidates.is_empty() {
             let namespaces = candidates.iter().map(Candidate::namespace).collect();
             match self.inhabitants.of(&namespaces, &self.facts.processes_in(&namespaces)) {
-                Ok(found) => moved.extend(self.ahead.place(&mut self.facts, links, candidates, &found, now)),
+                Ok(found) => {
+                    let placed = moved.len();
+                    moved.extend(self.ahead.place(&mut self.facts, links, candidates, &found, now));
+                    // The engine has a minute to say so too.
+                    self.stirred |= moved.len() > placed;
+                }
                 Err(error) => warn!(error = &error as &dyn std::error::Error, "whose a new port is must wait for the engine's word"),
             }
         }
