@@ -48,9 +48,16 @@ fn who_tries_ever_new_ports_is_told_and_takes_a_bounded_place_also_when_the_agen
 
     refused(10_000..15_000);
     full("after 5,000 ports");
-    kill(agent(&up), Signal::SIGKILL).unwrap();
+    let dead = agent(&up);
+    kill(dead, Signal::SIGKILL).unwrap();
+    eventually(PATIENCE, || if agent(&up) == dead { Err("the old agent") } else { Ok(()) });
     eventually(PATIENCE, || host.is_connected(|_| true));
-    refused(20_000..26_000);
+    // It is connected before it observes.
+    eventually(PATIENCE, || {
+        refused(20_000..26_000);
+        let status = host.bulkhead(["status"]);
+        if status.contains("of noisy there are more peers than the graph lists") { Ok(()) } else { Err(status) }
+    });
     full("with another agent");
 
     let _server = Server::tcp_echo(&engine.netns_of("quiet"), SocketAddr::new(quiet, 80));

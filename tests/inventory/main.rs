@@ -5,6 +5,7 @@
 
 mod watching;
 
+mod between;
 mod confined;
 mod filter;
 mod life;

@@ -87,6 +87,7 @@ impl Dialler {
         let mut stopped = self.stopped.clone();
         while !*stopped.borrow() {
             let mut useful = false;
+            let begun = Instant::now();
             let ended = tokio::select! {
                 ended = self.session(&mut useful) => ended,
                 _ = stopped.changed() => Ended::Stopped,
@@ -106,7 +107,7 @@ impl Dialler {
                     }
                 }
             }
-            pause = if useful { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
+            pause = if useful || begun.elapsed() > PAUSES.1 { PAUSES.0 } else { (pause * 2).min(PAUSES.1) };
             tokio::select! {
                 () = sleep(pause) => {}
                 _ = stopped.changed() => {}
@@ -233,7 +234,6 @@ impl Dialler {
                         in_flight.retain(|&sent| sent > seq);
                         self.desk.send(Command::Acknowledged(seq));
                     } else if let Some(order) = self.order(body, &up).await? {
-                        *useful = true;
                         self.orders.send(order).await.map_err(|_| Ended::Stopped)?;
                     }
                 }

@@ -138,21 +138,43 @@ impl FlowGraph {
     /// Whether there is room for what a report says: its edge is there already, or one more of its kind is kept. Ask before
     /// [`FlowGraph::add`], which adds whatever it is given, and give it to [`FlowGraph::leave_out`] if there is none.
     pub fn has_room(&self, delta: &EdgeDelta) -> bool {
-        let key = &delta.key;
-        let Some((holder, crowd)) = Crowd::of(&key.from, &key.to, key.service, &delta.seen) else { return true };
-        let crowds = match holder.end(&key.from, &key.to) {
-            Some(end) => self.nodes.get(end).map(|&index| &self.graph[index].crowds),
-            None => Some(&self.nobodys),
+        let EdgeDelta { key, seen } = delta;
+        let of = |seen: &Evidence| Crowd::of(&key.from, &key.to, key.service, seen);
+        let is_full = |holder: Holder, crowd| {
+            let crowds = match holder.end(&key.from, &key.to) {
+                Some(end) => self.nodes.get(end).map(|&index| &self.graph[index].crowds),
+                None => Some(&self.nobodys),
+            };
+            crowds.is_some_and(|crowds| crowds.is_full(crowd))
         };
-        !crowds.is_some_and(|crowds| crowds.is_full(crowd)) || self.find(key).is_some()
+        let Some(there) = self.get(key) else {
+            let Some((holder, crowd)) = of(seen) else { return true };
+            // More bytes of a flow travel alone. It may be one that was left out, of another crowd than they are.
+            let begins = seen.used() > 0 || seen.attempts() > 0 || seen.denied > 0 || seen.would_deny > 0;
+            let known = begins || !self.left_out.contains_key(&holder.end(&key.from, &key.to).cloned());
+            return known && !is_full(holder, crowd);
+        };
+        // What is seen of it may make it one more of another crowd.
+        let both = Evidence {
+            established: there.established.saturating_add(seen.established),
+            connected_no_data: there.connected_no_data.saturating_add(seen.connected_no_data),
+            one_way: there.one_way.saturating_add(seen.one_way),
+            ..Evidence::default()
+        };
+        match of(&both) {
+            Some((holder, crowd)) => of(there) == Some((holder, crowd)) || !is_full(holder, crowd),
+            None => true,
+        }
     }
 
     /// Counts a report that there is no room for.
     pub fn leave_out(&mut self, delta: &EdgeDelta) {
         let EdgeDelta { key, seen } = delta;
         let Some((holder, crowd)) = Crowd::of(&key.from, &key.to, key.service, seen) else { return };
-        // One client more of so many changes no rule.
-        let uses = if matches!(crowd, Crowd::Clients(..)) { 0 } else { seen.used() };
+        // One client more of so many changes no rule, and no rule is learned from these.
+        let is_no_evidence = |end: &Endpoint| matches!(end, Endpoint::Unknown(_) | Endpoint::Run(_));
+        let teaches = key.direction_known && !matches!(crowd, Crowd::Clients(..)) && ![&key.from, &key.to].into_iter().any(is_no_evidence);
+        let uses = if teaches { seen.used() } else { 0 };
         let counted = self.left_out.entry(holder.end(&key.from, &key.to).cloned()).or_default();
         *counted = (counted.0.saturating_add(1), counted.1.saturating_add(uses));
     }
@@ -168,8 +190,8 @@ pub fn no_room(end: Option<&Endpoint>) -> String {
     let who = end.map_or_else(|| "between addresses that are no workload's".to_owned(), |end| format!("of {end}"));
     format!(
         "{who} there are more peers than the graph lists. It lists {ATTEMPTS} without data (among workloads, tried outside, and from outside: \
-         each by itself), {SILENT} outside whose UDP was not answered, {CLIENTS} clients outside on one port; further ones are counted. A \
-         workload that goes to ever new places and should not can be quarantined"
+         each by itself), {SILENT} outside whose UDP was not answered, {CLIENTS} clients outside on one port; further ones are counted. If \
+         it goes to ever new places and should not, quarantine it"
     )
 }
 
@@ -281,6 +303,23 @@ mod tests {
             assert!(offer(&mut graph, &delta(end("p/a"), end("p/b"), &format!("tcp/{port}"), seen)));
         }
         assert!(offer(&mut graph, &delta(address(1 << 22), end("p/a"), "udp/514", Evidence { one_way: 3, ..Evidence::default() })));
+    }
+
+    #[test]
+    fn what_was_left_out_comes_in_by_no_other_crowd() {
+        let grew = || Evidence { established: 0, bytes_sent: 9, ..carried() };
+        for (seen, most, service) in [(carried(), CLIENTS, "tcp/443"), (Evidence { one_way: 1, ..Evidence::default() }, SILENT, "udp/514")]
+        {
+            let mut graph = FlowGraph::new();
+            let client = |n: u32, seen: &Evidence| delta(address(n), end("p/web"), service, seen.clone());
+            assert_eq!(fill(&mut graph, (0..).map(|n| client(n, &seen))), most);
+            assert!(!offer(&mut graph, &client(1 << 22, &grew())), "{service}: more bytes of it");
+            assert!(offer(&mut graph, &client(0, &grew())), "{service}: of one that is there");
+            assert!(offer(&mut graph, &client(1 << 22, &refused())), "{service}: an attempt is another thing");
+            assert!(!offer(&mut graph, &client(1 << 22, &seen)), "{service}: from there it does not get in either");
+            assert!(offer(&mut graph, &client(1, &refused())), "{service}: what is there stays what it is");
+            assert_eq!(graph.len(), most + 1);
+        }
     }
 
     #[test]
