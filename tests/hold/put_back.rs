@@ -8,7 +8,7 @@ use lab::{Host, Process, Server, eventually, limit};
 use nix::sys::signal::{Signal, kill};
 
 use crate::deaths::agent;
-use crate::stage::{PATIENCE, enforce, engine, network, run};
+use crate::stage::{PATIENCE, enforce, engine, known, network, run};
 
 #[test]
 fn a_store_that_was_put_back_and_decided_by_is_refused_though_it_has_the_number_and_followed_once_adopted() {
@@ -36,6 +36,7 @@ fn a_store_that_was_put_back_and_decided_by_is_refused_though_it_has_the_number_
     copied(&store, &copy);
     let up = host.up();
     eventually(PATIENCE, || host.is_in_force());
+    known(&host, &["web", "db"]);
     host.bulkhead(["allow", "web", "db", "tcp/81"]);
     eventually(PATIENCE, || if open(81) { Ok(()) } else { Err("81 is not open") });
     ended(up);
@@ -43,6 +44,7 @@ fn a_store_that_was_put_back_and_decided_by_is_refused_though_it_has_the_number_
     copied(&copy, &store);
     let up = host.up();
     eventually(PATIENCE, || host.is_connected(|status| status.contains("is applied already")));
+    known(&host, &["web", "db"]);
     host.bulkhead(["allow", "web", "db", "tcp/82"]);
     let refused = || eventually(PATIENCE, || host.is_connected(|status| status.contains("is applied already and says something else")));
     refused();

@@ -64,7 +64,7 @@ pub(super) fn status(client: &Client, terminal: &Terminal, args: OutputArgs) -> 
                 terminal.paint(Tone::Bad, format_args!("has not answered for {}: {plan} stays", when::span(*seconds)))
             }
             InForce::Refused(_) if status.generation == view.generation && status.store == view.store => {
-                terminal.paint(Tone::Bad, format_args!("another plan of generation {} stays", status.generation))
+                terminal.paint(Tone::Bad, "what was in force before stays")
             }
             InForce::Unanswered { seconds: 0 } | InForce::Yes | InForce::Away | InForce::Refused(_) => plan,
         };

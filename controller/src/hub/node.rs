@@ -27,6 +27,8 @@ pub(crate) struct Node {
     pub(crate) heard: Option<Timestamp>,
     /// Why it refused a plan.
     pub(crate) refused: Option<String>,
+    /// Store and generation of the plan that it took from this very process.
+    pub(crate) took: Option<(String, u64)>,
     /// Healthy time and loss, by hour.
     pub(crate) sight: Sight,
 }

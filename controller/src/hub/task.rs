@@ -294,9 +294,11 @@ impl Task {
         }
         let (orders, inbox) = mpsc::channel(ORDERS);
         // The same agent came again before its old session was seen to end: the old one ends now, by losing its orders.
-        (known.status.store, known.status.generation) = applied.unwrap_or_default();
-        // Whatever number it names: after a store was put back it may be that of another plan. So it gets the plan whole, and compares.
-        known.session = Some(Session { id: session, spool, orders, sent: None, changes, unanswered: None });
+        (known.status.store, known.status.generation) = applied.clone().unwrap_or_default();
+        // After a store was put back the number that it names may be that of another plan: unless it had that from this process it gets
+        // the plan whole, and compares.
+        let sent = applied.filter(|applied| known.took.as_ref() == Some(applied));
+        known.session = Some(Session { id: session, spool, orders, sent, changes, unanswered: None });
         known.heard = Some(self.state.now);
         known.reported = false;
         known.refused = None;
@@ -359,6 +361,7 @@ impl Task {
         let node = self.state.nodes.entry(name).or_default();
         node.heard = Some(self.state.now);
         if refused.is_none() {
+            node.took = Some((store.clone(), generation));
             node.status.store = store;
             node.status.generation = generation;
         }
@@ -399,7 +402,9 @@ impl Task {
             match session.orders.try_send(order) {
                 Ok(()) => {
                     session.sent.clone_from(&current);
-                    session.unanswered.get_or_insert(*now);
+                    if node.status.store != *store || node.status.generation != generation {
+                        session.unanswered.get_or_insert(*now);
+                    }
                     // What it says next is of this plan.
                     node.refused = None;
                     info!(node = %name, generation, whole = is_whole, adopt, "plan sent");

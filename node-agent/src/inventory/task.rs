@@ -36,6 +36,8 @@ const QUIET: u32 = 5;
 /// First and longest wait before the engine is tried again. Its containers are started before it answers, and nothing passes on a
 /// guarded network until we know whose they are.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// How long an engine of which nothing was heard may take for an answer, before it is asked for everything.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// A port is on its bridge before the engine tells whose it is; after this long it is nobody's that we know.
 const UNCLAIMED: Duration = Duration::from_secs(5);
 /// How long the first listing waits for inspects: one that starts keeps its own waiting, and must not keep all others.
@@ -206,12 +208,15 @@ impl Task {
                 }
                 _ = resync.tick() => {
                     if !self.stirred && !self.reloaded && self.left_out + 1 < QUIET {
-                        self.left_out += 1;
                         // A stream that says nothing may be one of an engine that hangs.
                         let running = self.facts.containers.iter().find(|(_, fact)| fact.running).map(|(id, _)| id.clone());
                         let network = self.facts.networks.keys().next().cloned();
-                        self.following_links(engine.answers(running.as_ref(), network.as_ref())).await?;
-                        continue;
+                        let answers = tokio::time::timeout(ANSWERS_WITHIN, engine.answers(running.as_ref(), network.as_ref()));
+                        if matches!(self.following_links(answers).await, Ok(Ok(()))) {
+                            self.left_out += 1;
+                            continue;
+                        }
+                        // It may be that one container alone, held by a copy out of it: the listing says.
                     }
                     (self.stirred, self.left_out) = (false, 0);
                     let inspect = if std::mem::take(&mut self.reloaded) { Inspect::All } else { Inspect::Some };
