@@ -21,6 +21,8 @@ use crate::service::Ports;
 use crate::suggestion::{Coverage, Finding, Origin, RuleState};
 use crate::workload::Workload;
 
+pub(crate) use said::list;
+
 /// A proposed rule that a guardrail forbids. It blocks the rule alone: rejected, or not chosen, the rest can be approved.
 pub const BREAKS_GUARDRAIL: &str = "breaks-guardrail";
 

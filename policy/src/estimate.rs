@@ -261,6 +261,8 @@ mod tests {
         assert_eq!(phase(&watched(60)), Phase::Learning);
         assert_eq!(phase(&watched(62)), Phase::Stabilizing);
         assert_eq!(phase(&watched(84)), Phase::Stable);
+        // What there was no room for may be what a rule is missing for.
+        assert_eq!(phase(&Window { unlisted: 1, ..watched(84) }), Phase::Stabilizing);
         let mut lossy = watched(60);
         lossy.add(at(60), at(200), true, 3);
         lossy.add(at(200), at(300), false, 0);

@@ -116,24 +116,6 @@ struct Node {
     crowds: Crowds,
 }
 
-/// With which of its ends an edge is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Holder {
-    From,
-    To,
-    Nobody,
-}
-
-impl Holder {
-    fn end<T>(self, from: T, to: T) -> Option<T> {
-        match self {
-            Self::From => Some(from),
-            Self::To => Some(to),
-            Self::Nobody => None,
-        }
-    }
-}
-
 #[derive(Clone, Debug)]
 struct Edge {
     service: Service,
@@ -146,7 +128,7 @@ struct Edge {
 pub struct FlowGraph {
     graph: DiGraph<Node, Edge>,
     nodes: BTreeMap<Endpoint, NodeIndex>,
-    /// Edges between ends of which none holds a crowd.
+    /// Edges that are counted with neither end.
     nobodys: Crowds,
     /// See [`FlowGraph::left_out`].
     left_out: BTreeMap<Option<Endpoint>, (u64, u64)>,

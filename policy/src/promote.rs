@@ -7,6 +7,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 
+use crate::check::list;
 use crate::segment::{Mode, Promotion, Segment};
 use crate::suggestion::{ProposedRule, RuleState, Suggestion};
 use crate::workload::Workload;
@@ -71,25 +72,14 @@ impl fmt::Display for Unmet {
             Self::DistinctHours { hours, wanted } => write!(f, "traffic in {hours} of {wanted} distinct hours"),
             Self::WouldBeDenials { flows, tolerated } => write!(f, "{flows} flows would have been denied, {tolerated} are tolerated"),
             Self::Unlearned(workloads) => {
-                write!(f, "no approved policy for {}", some(workloads.iter().map(ToString::to_string)))
+                write!(f, "no approved policy for {}", list(workloads))
             }
             Self::Undecided(rules) => {
-                let of = some(rules.iter().map(|(workload, rules)| format!("{rules} of {workload}")));
+                let of = list(rules.iter().map(|(workload, rules)| format!("{rules} of {workload}")));
                 write!(f, "rules for what was in use that are neither approved nor rejected: {of}")
             }
         }
     }
-}
-
-/// The first of them, and how many there are besides.
-fn some(names: impl ExactSizeIterator<Item = String>) -> String {
-    const SHOWN: usize = 5;
-    let more = names.len().saturating_sub(SHOWN);
-    let mut text = names.take(SHOWN).collect::<Vec<_>>().join(", ");
-    if more > 0 {
-        text.push_str(&format!(" and {more} more"));
-    }
-    text
 }
 
 /// Every condition that keeps a segment from being promoted; empty: it may be.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use policy::graph::LeftOut;
 use policy::learn::Window;
 use policy::status::NodeStatus;
 use policy::{Endpoint, Health, HourSet, Inventory, Workload};
@@ -113,6 +114,17 @@ impl Sight {
 }
 
 impl State {
+    /// What there was no room for, in the graphs of the agents and in this one, by the end that has none.
+    pub(crate) fn left_out(&self) -> Vec<LeftOut> {
+        let mut all: BTreeMap<Option<Endpoint>, LeftOut> = BTreeMap::new();
+        for left in self.nodes.values().flat_map(|node| node.status.left_out.iter().cloned()).chain(self.graph.left_out()) {
+            let sum = all.entry(left.end.clone()).or_insert_with(|| LeftOut { end: left.end, ..LeftOut::default() });
+            sum.reports = sum.reports.saturating_add(left.reports);
+            sum.uses = sum.uses.saturating_add(left.uses);
+        }
+        all.into_values().collect()
+    }
+
     /// For how long each of these workloads was observed, and how well: the sight of the nodes it runs on (of all nodes, if it runs on
     /// none now), since traffic of it was first seen.
     pub(crate) fn windows<'a>(&self, workloads: impl Iterator<Item = &'a Workload>) -> BTreeMap<Workload, Window> {
@@ -123,7 +135,7 @@ impl State {
         }
         let all: Vec<&Node> = self.nodes.values().collect();
         let mut unlisted: BTreeMap<Workload, u64> = BTreeMap::new();
-        for left in self.nodes.values().flat_map(|node| node.status.left_out.iter().cloned()).chain(self.graph.left_out()) {
+        for left in self.left_out() {
             if let Some(workload) = left.end.as_ref().and_then(Endpoint::workload) {
                 *unlisted.entry(workload.clone()).or_default() += left.uses;
             }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use policy::check::{HalfApproved, half_approved};
 use policy::diff::{self, SuggestionDiff};
-use policy::graph::EdgeKey;
+use policy::graph::{EdgeKey, LeftOut, no_room};
 use policy::guardrail;
 use policy::inventory::Container;
 use policy::review::{Decision, Foreseen};
@@ -375,13 +375,8 @@ fn notes(state: &State) -> Vec<String> {
             notes.push(format!("{segment} is promoted to Enforce by its rule, but not yet: {}.", unmet.join("; ")));
         }
     }
-    let mut left_out: BTreeMap<Option<&Endpoint>, u64> = BTreeMap::new();
-    let here: Vec<_> = state.graph.left_out().collect();
-    for left in here.iter().chain(state.nodes.values().flat_map(|node| &node.status.left_out)) {
-        *left_out.entry(left.end.as_ref()).or_default() += left.reports;
-    }
-    for (end, reports) in left_out {
-        notes.push(format!("Not listed, {reports} reports so far: {}.", policy::graph::no_room(end)));
+    for LeftOut { end, reports, .. } in state.left_out() {
+        notes.push(format!("Not listed, {reports} reports so far: {}.", no_room(end.as_ref())));
     }
     for (name, node) in &state.nodes {
         if node.status.networks.iter().any(|network| network.state == NetworkState::Enforced) {

@@ -24,7 +24,7 @@ fn finding(severity: Severity, code: &str, text: String) -> Finding {
 }
 
 /// `a, b, c and 4 more`
-fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+pub(crate) fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
     let mut items = items.into_iter();
     let named = items.by_ref().take(NAMED).map(|item| item.to_string()).collect::<Vec<_>>().join(", ");
     match items.count() {

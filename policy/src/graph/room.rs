@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{EdgeDelta, FlowGraph, Holder};
+use super::{EdgeDelta, FlowGraph};
 use crate::evidence::Evidence;
 use crate::private::private_network;
 use crate::service::Service;
@@ -41,6 +41,24 @@ pub(super) enum Crowd {
     Knocks,
     Silent(Kind),
     Clients(Service, Kind),
+}
+
+/// With which of its ends an edge is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    From,
+    To,
+    Nobody,
+}
+
+impl Holder {
+    pub(super) fn end<T>(self, from: T, to: T) -> Option<T> {
+        match self {
+            Self::From => Some(from),
+            Self::To => Some(to),
+            Self::Nobody => None,
+        }
+    }
 }
 
 /// What tells one rule for the outside from another.
