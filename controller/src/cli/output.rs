@@ -226,20 +226,23 @@ impl Terminal {
         } else {
             table.force_no_tty();
         }
-        match width {
+        let least: Vec<u16> = width.map_or_else(Vec::new, |_| kept.iter().map(|&column| least(column, header, &rows)).collect());
+        for mut row in rows {
+            table.add_row(kept.iter().filter_map(|&column| row.get_mut(column).map(|text| Cell::from(std::mem::take(text)))));
+        }
+        // A blank on either side of each.
+        let whole: usize = table.column_max_content_widths().into_iter().map(|width| usize::from(width) + 2).sum();
+        match width.filter(|width| whole > usize::from(*width)) {
             Some(width) => {
                 table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
-                let least: Vec<u16> = kept.iter().map(|&column| least(column, header, &rows)).collect();
-                if least.iter().sum::<u16>() <= width {
-                    table.set_constraints(least.iter().map(|&least| ColumnConstraint::LowerBoundary(Width::Fixed(least))));
+                if least.iter().map(|least| usize::from(*least)).sum::<usize>() <= usize::from(width) {
+                    table.set_constraints(least.into_iter().map(|least| ColumnConstraint::LowerBoundary(Width::Fixed(least))));
                 }
             }
+            // The library would break a cell at its longest word before it looks whether all of it fits.
             None => {
                 table.set_content_arrangement(ContentArrangement::Disabled);
             }
-        }
-        for mut row in rows {
-            table.add_row(kept.iter().filter_map(|&column| row.get_mut(column).map(|text| Cell::from(std::mem::take(text)))));
         }
         table.lines().map(|line| trimmed(&line).to_owned()).collect()
     }
