@@ -70,15 +70,17 @@ async fn agent_process() {
     let log = folder.join("rounds");
     let incarnation = std::fs::read_to_string(&log).unwrap_or_default().lines().filter(|line| line.starts_with("born")).count();
     let mut log = OpenOptions::new().create(true).append(true).open(log).unwrap();
-    writeln!(log, "born {incarnation} 0").unwrap();
+    // One write each: a line that is torn by who kills this would be joined with the next one's.
+    let mut say = |word: &str, round: usize| log.write_all(format!("{word} {incarnation} {round}\n").as_bytes()).unwrap();
+    say("born", 0);
     let place = Place::at(&folder);
     let agent = place.agent();
     for round in 0.. {
-        writeln!(log, "begun {incarnation} {round}").unwrap();
+        say("begun", round);
         agent.handle.record(one(5432));
         agent.handle.record(EdgeDelta { key: unique(incarnation, round), seen: Evidence { established: 1, ..Evidence::default() } });
         agent.handle.flush().await;
-        writeln!(log, "done {incarnation} {round}").unwrap();
+        say("done", round);
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

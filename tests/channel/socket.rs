@@ -22,7 +22,12 @@ async fn only_one_controller_listens_and_a_dead_ones_socket_is_replaced() {
     // Dropped without an end, as a killed process leaves it: the file stays and nobody listens.
     drop(first);
     assert!(place.socket().exists());
-    Listener::bind(Options::new(place.socket())).await.unwrap();
+    // What another test is forking just now holds the socket until it becomes its program.
+    let until = std::time::Instant::now() + PATIENCE;
+    while let Err(error) = Listener::bind(Options::new(place.socket())).await {
+        assert!(matches!(error, SessionError::Taken { .. }) && std::time::Instant::now() < until, "{error}");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]
@@ -69,7 +74,7 @@ fn dial_as(uid: u32, place: &Place) -> String {
     let program = std::env::current_exe().unwrap();
     let copy = place.dir.path().join("program");
     if !copy.exists() {
-        std::fs::copy(program, &copy).unwrap();
+        lab::process::copy_program(&program, &copy);
     }
     let mut program = Command::new(&copy);
     program
@@ -80,8 +85,7 @@ fn dial_as(uid: u32, place: &Place) -> String {
         .uid(uid)
         .gid(uid)
         .stderr(Stdio::inherit());
-    // A process that another test is forking just now holds the copy open for writing until it becomes its program (ETXTBSY).
-    let output = lab::eventually(PATIENCE, || program.output());
+    let output = program.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.lines().find_map(|line| line.strip_prefix("LINK ")).unwrap_or_else(|| panic!("{text}")).to_owned()
 }
@@ -148,7 +152,7 @@ async fn the_agent_speaks_to_no_controller_of_another_user() {
     let place = Place::new();
     std::fs::set_permissions(place.dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
     let copy = place.dir.path().join("program");
-    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    lab::process::copy_program(&std::env::current_exe().unwrap(), &copy);
     let mut command = Command::new(&copy);
     command.args(["--exact", "socket::serving_process", "--nocapture", "--test-threads=1"]).env(SERVED, place.socket());
     command.current_dir("/tmp").uid(NOBODY).gid(NOBODY).stdout(Stdio::null());

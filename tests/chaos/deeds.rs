@@ -226,7 +226,9 @@ impl Scene<'_> {
         let db = self.engine.address("db", "storm");
         let cache = self.engine.netns_of("cache");
         let mut old = cache.connect((db, 80).into(), Duration::from_secs(5)).unwrap();
+        old.set_read_timeout(Some(HEALED_WITHIN)).unwrap();
         assert!(lab::probe::still_echoes(&mut old, b"before"));
+        old.set_read_timeout(Some(Duration::from_millis(900))).unwrap();
         self.bulkhead(how);
         at_its_height();
         eventually(HEALED_WITHIN, || if self.cache_reaches_db() { Err(format!("cache still reaches db after {how:?}")) } else { Ok(()) });
@@ -343,15 +345,24 @@ impl Scene<'_> {
         }
     }
 
+    /// An engine that was killed while it changed a container may refuse at first.
+    fn remove_stray(&self) {
+        eventually(HEALED_WITHIN, || {
+            let out = self.engine.try_docker(["rm", "-f", "stray"]);
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            if out.status.success() || said.contains("No such container") { Ok(()) } else { Err(said) }
+        });
+    }
+
     /// An engine that was killed within a restart may never start that container again (20.10: "task already exists"), or none with its
     /// address until the engine itself is started again (29 with nftables: "rule exists").
     fn restart_stray(&self) {
         if self.engine.try_docker(["restart", "-t", "0", "stray"]).status.success() {
             return;
         }
-        self.engine.docker(["rm", "-f", "stray"]);
+        self.remove_stray();
         if !self.engine.try_docker(STRAY).status.success() {
-            self.engine.docker(["rm", "-f", "stray"]);
+            self.remove_stray();
             self.engine.kill_daemon();
             self.revive_engine();
             run_stray(self.engine);

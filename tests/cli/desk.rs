@@ -100,7 +100,7 @@ impl Desk {
         let mut command = self.command();
         command.args(["controller", "--agent-uid", &Uid::effective().to_string()]).stderr(log).stdout(Stdio::null());
         let mut child = command.args(flags).spawn().unwrap();
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         while std::os::unix::net::UnixStream::connect(self.path("run/api.sock")).is_err() {
             assert!(child.try_wait().unwrap().is_none() && Instant::now() < end, "the controller ended: {}", self.log());
             std::thread::sleep(Duration::from_millis(10));
@@ -130,7 +130,7 @@ impl Desk {
     /// Waits until a command's output as JSON is as wanted.
     #[track_caller]
     pub(crate) fn until(&self, words: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let end = Instant::now() + Duration::from_secs(15);
+        let end = Instant::now() + Duration::from_secs(60);
         loop {
             let value = self.run(words).json();
             if wanted(&value) {
@@ -235,7 +235,7 @@ impl Node {
             }
         });
         let link = handle.link();
-        eventually(Duration::from_secs(20), || matches!(*link.borrow(), Link::Up { .. }));
+        eventually(Duration::from_secs(60), || matches!(*link.borrow(), Link::Up { .. }));
         Self { runtime, handle, plans, whole, preview, inventory, status: NodeStatus::default() }
     }
 
@@ -264,7 +264,7 @@ impl Node {
     /// The last plan, once it is of this generation.
     #[track_caller]
     pub(crate) fn plan(&self, generation: u64) -> NodePlan {
-        eventually(Duration::from_secs(10), || self.generations().last() == Some(&generation));
+        eventually(Duration::from_secs(60), || self.generations().last() == Some(&generation));
         self.plans.lock().unwrap().last().unwrap().0.clone()
     }
 

@@ -1,6 +1,6 @@
 //! What somebody meets who starts it for the first time: an answer to each mistake that says what to do next.
 
-use std::fs::{Permissions, copy, create_dir, set_permissions};
+use std::fs::{Permissions, create_dir, set_permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
@@ -14,7 +14,7 @@ fn up(desk: &Desk, mode: u32, flags: &[&str]) -> Ran {
     let folder = desk.path("programs");
     create_dir(&folder).unwrap();
     for program in ["bulkhead", "bulkhead-agent"] {
-        copy(lab::host::binary(program), folder.join(program)).unwrap();
+        lab::process::copy_program(&lab::host::binary(program), &folder.join(program));
     }
     open(desk.path(""), 0o755);
     open(folder.clone(), mode);

@@ -83,7 +83,7 @@ fn flows_have_a_verdict_and_a_reason_and_are_filtered() {
     node.handle.flow(refused);
     node.handle.flow(flow("shop/web", "outside:192.0.2.7", "udp/53", FlowOutcome::WouldDeny));
     let lines = |words: &str| -> Vec<Value> { desk.run(words).done().lines().map(|line| serde_json::from_str(line).unwrap()).collect() };
-    eventually(Duration::from_secs(10), || lines("flows -o json").len() == 3);
+    eventually(Duration::from_secs(60), || lines("flows -o json").len() == 3);
     let all = lines("flows -o json");
     assert_eq!((&all[0]["verdict"], &all[1]["verdict"], &all[2]["verdict"]), (&"allow".into(), &"deny".into(), &"wouldDeny".into()));
     assert_eq!(all[0]["reason"], "shop/web is not enforced; shop/db is not enforced");
@@ -208,6 +208,6 @@ fn metrics_are_served_where_they_are_asked_for() {
         let _ = stream.read_to_string(&mut text);
         text
     };
-    eventually(Duration::from_secs(10), || scrape().contains("bulkhead_edges 3"));
+    eventually(Duration::from_secs(60), || scrape().contains("bulkhead_edges 3"));
     assert!(scrape().contains("bulkhead_node_connected{node=\"node1\"} 1"), "{}", scrape());
 }

@@ -101,7 +101,7 @@ fn a_rejected_rule_does_not_come_back() {
     assert_eq!(state_of(&desk, "shop/db", &id), "rejected");
     assert_eq!(desk.end(Signal::SIGKILL), None);
     desk.start();
-    eventually(std::time::Duration::from_secs(10), || desk.run("describe suggestion shop/db").code == 0);
+    eventually(std::time::Duration::from_secs(60), || desk.run("describe suggestion shop/db").code == 0);
     assert_eq!(state_of(&desk, "shop/db", &id), "rejected", "also after a restart");
     desk.run("approve shop/db").done();
     let policy = desk.run("describe policy shop/db").done();
@@ -148,7 +148,7 @@ fn an_edge_is_allowed_by_hand_before_any_traffic_and_for_a_time() {
     let set = node.plan(1).set;
     assert!(set.policies[&Workload::new("shop", "worker")].egress.iter().any(|rule| rule.to_string() == "shop/db tcp/5432"));
     assert!(set.policies[&Workload::new("shop", "db")].ingress.iter().any(|rule| rule.to_string() == "shop/worker tcp/5432"));
-    let said = desk.run("allow shop/worker outside:192.0.2.0/24 tcp/443 --for 2s").done();
+    let said = desk.run("allow shop/worker outside:192.0.2.0/24 tcp/443 --for 6s").done();
     assert!(said.contains("until"), "{said}");
     assert!(desk.run("describe policy shop/worker").done().contains("outside:192.0.2.0/24 tcp/443 until"));
     // Over: it goes out of what is in force by itself, the other stays, and the record says so.
@@ -235,7 +235,7 @@ fn somebody_without_permission_is_told_so() {
         let mut command = Command::new("setpriv");
         let program = desk.path("bulkhead");
         if !crate::desk::exists(&program) {
-            std::fs::copy(lab::host::binary("bulkhead"), &program).unwrap();
+            lab::process::copy_program(&lab::host::binary("bulkhead"), &program);
         }
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(program).arg("status");
         command.env("BULKHEAD_RUN_DIR", desk.path("run"));

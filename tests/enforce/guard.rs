@@ -313,6 +313,10 @@ fn the_address_of_a_stopped_container_inherits_nothing() {
     assert_eq!(open(), [Tcp::TimedOut; 2], "not for one packet");
     let next = lab::Member { port: "vnext".into(), ..next };
     apply(&mut enforcer, &policy.bind(&inventory(&[(&bridge, &[("next", &next), ("b", &b)])])));
+    // Or it asks again when its pause is over, and not at once.
+    for family in ["-4", "-6"] {
+        next.netns.ip(&format!("{family} neigh flush all"));
+    }
     for at in b.addresses() {
         assert!(next.netns.tcp(SocketAddr::new(at, 80)).is_refused(), "known, and not allowed: {at}");
     }

@@ -1,6 +1,6 @@
 //! A tightened policy ends exactly the living connections that it no longer allows.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use lab::probe::still_echoes;
@@ -9,6 +9,12 @@ use node_agent::enforce::living;
 use policy::{Mode, Scene};
 
 use crate::stage::{Policy, apply, enforcer, inventory, now, settled};
+
+/// Ends it for its client too: what that goes on repeating would be taken up where it is allowed for a moment again.
+fn forgotten(stream: &TcpStream) {
+    let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &at_once).unwrap();
+}
 
 #[test]
 fn taking_an_allow_back_ends_its_connections_and_no_others() {
@@ -38,6 +44,7 @@ fn taking_an_allow_back_ends_its_connections_and_no_others() {
 
         assert_eq!(ended, 1, "{at}");
         assert!(!still_echoes(&mut ends, b"revoked"), "{at}");
+        forgotten(&ends);
         assert!(still_echoes(&mut stays, b"allowed"), "{at}");
         assert!(still_echoes(&mut others, b"allowed"), "{at}");
         assert_eq!(host.run(|| living::revoke(&scene, &bound, &inventory).unwrap()), 0, "and not again: {at}");
@@ -126,5 +133,6 @@ fn a_connection_in_a_zone_that_another_tool_gives_it_is_judged_and_ended_as_othe
         let scene = Scene { set: &without.0, networks: &networks, now: now() };
         assert_eq!(host.run(|| living::revoke(&scene, &bound, &inventory).unwrap()), 1, "{at}");
         assert!(!still_echoes(&mut stream, b"revoked"), "{at}");
+        forgotten(&stream);
     }
 }

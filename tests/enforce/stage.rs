@@ -189,7 +189,7 @@ pub(crate) fn mac_of(netns: &Netns, interface: &str) -> [u8; 6] {
 
 /// Waits until the host's own IPv6 addresses are usable: until then it cannot ask for its neighbours (RFC 4862, 5.4).
 pub(crate) fn settled(host: &Netns) {
-    lab::eventually(std::time::Duration::from_secs(8), || {
+    lab::eventually(std::time::Duration::from_secs(30), || {
         let tentative = host.ip("-6 addr show tentative");
         if tentative.trim().is_empty() { Ok(()) } else { Err(tentative) }
     });

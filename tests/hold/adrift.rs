@@ -11,7 +11,7 @@ const MAC: &str = "02:42:0a:42:01:77";
 
 #[test]
 fn a_port_that_cannot_be_tied_to_its_mac_address_is_an_alarm_and_is_tied_once_it_can_be() {
-    let _limit = limit(Duration::from_secs(120));
+    let _limit = limit(Duration::from_secs(300));
     let (engine, _internet) = lab::or_skip!(engine(&[]));
     let _up = Host::on(&engine).up();
     let host = Host::prepared(&engine);

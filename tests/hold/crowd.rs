@@ -61,7 +61,7 @@ fn who_tries_ever_new_ports_is_told_and_takes_a_bounded_place_also_when_the_agen
     full("with another agent");
 
     let _server = Server::tcp_echo(&engine.netns_of("quiet"), SocketAddr::new(quiet, 80));
-    let mut stream = noisy.connect(SocketAddr::new(quiet, 80), Duration::from_secs(1)).unwrap();
+    let mut stream = noisy.connect(SocketAddr::new(quiet, 80), Duration::from_secs(5)).unwrap();
     assert!(lab::probe::still_echoes(&mut stream, b"used"));
     eventually(PATIENCE, || match listed(&host) {
         (_, used) if used == ["tcp/80"] => Ok(()),

@@ -35,7 +35,7 @@ enum Absence {
 /// While the agent is away: a container passes its address on, another its name, a rule comes to its end, and a project's network is
 /// made. What lives of all that has to end when it is back, and not one packet may pass by it meanwhile, but on the new network.
 fn nothing_is_inherited(absence: Absence) {
-    let _limit = limit(Duration::from_secs(120));
+    let _limit = limit(Duration::from_secs(300));
     let (engine, _internet) = lab::or_skip!(engine(&[]));
     network(&engine, "back", 1);
     let ip = ["--ip", "10.66.1.100"];

@@ -21,9 +21,18 @@ pub(crate) fn converse(socket: &UdpSocket, to: SocketAddr) {
         let mut once = || socket.send_to(b"hello", to).and_then(|_| socket.recv(&mut answer));
         once().map(|_| ())
     });
-    for _ in 0..3 {
-        socket.send_to(b"again", to).unwrap();
-        socket.recv(&mut [0; 64]).unwrap();
+    // Each turn by its own word: one that is repeated has two answers.
+    for turn in 0..3_u8 {
+        eventually(PATIENCE, || {
+            socket.send_to(&[turn; 5], to)?;
+            let mut answer = [0; 64];
+            loop {
+                let length = socket.recv(&mut answer)?;
+                if answer[..length] == [turn; 5] {
+                    return Ok::<_, std::io::Error>(());
+                }
+            }
+        });
     }
 }
 

@@ -18,5 +18,6 @@ mod moment;
 mod namesake;
 mod put_back;
 mod raw;
+mod refused;
 mod restart;
 mod stage;

@@ -137,7 +137,7 @@ fn nothing_opened(knocker: &Knocker) {
 
 #[test]
 fn nothing_opens_while_the_engine_restarts_its_containers() {
-    let _limit = limit(Duration::from_secs(120));
+    let _limit = limit(Duration::from_secs(300));
     let (engine, _internet) = lab::or_skip!(engine(&[]));
     let _up = Host::on(&engine).up();
     three(&engine);

@@ -39,7 +39,7 @@ fn filter(host: &Host<'_>) -> i32 {
 
 #[test]
 fn the_agent_holds_one_capability_its_filter_none_and_a_second_agent_is_told_who_is_there() {
-    let _limit = limit(Duration::from_secs(120));
+    let _limit = limit(Duration::from_secs(300));
     let engine = needs_engine!();
     let host = Host::on(&engine);
     host.bulkhead(["up", "-d"]);
@@ -78,7 +78,7 @@ fn priorities(pid: i32) -> BTreeSet<(String, i32)> {
 
 #[test]
 fn what_a_container_that_joins_waits_for_goes_first_and_what_learns_waits_as_all_do() {
-    let _limit = limit(Duration::from_secs(120));
+    let _limit = limit(Duration::from_secs(300));
     let engine = needs_engine!();
     let host = Host::on(&engine);
     host.bulkhead(["up", "-d"]);
@@ -103,7 +103,7 @@ fn what_a_container_that_joins_waits_for_goes_first_and_what_learns_waits_as_all
 
 #[test]
 fn an_agent_that_may_not_go_first_says_so_and_works_all_the_same() {
-    let _limit = limit(Duration::from_secs(120));
+    let _limit = limit(Duration::from_secs(300));
     let engine = needs_engine!();
     let host = Host::on(&engine);
     let mut command = Command::new("setpriv");

@@ -49,6 +49,8 @@ fn from_outside_of_the_engines_namespace_one_edge_is_learned_and_enforced_and_un
     bulkhead("segment add network:line --segment line");
     assert!(get(&engine, "web", db), "under Learn everything passes");
     eventually(PATIENCE, || {
+        // Again: it may have begun before the observer looked.
+        get(&engine, "web", db);
         let graph = bulkhead("graph -o json");
         if graph.contains("\"web\"") && graph.contains("tcp/80") { Ok(()) } else { Err(graph) }
     });
@@ -164,6 +166,12 @@ fn a_plan_whose_tables_are_not_here_is_forgotten_only_where_they_should_be() {
     eventually(PATIENCE, || host.is_in_force());
     kill_all(&host);
     eventually(PATIENCE, || Keep::open(&agent).map(drop).map_err(|e| e.to_string()));
+    // The supervisor's copy of the socket that owns them may go a moment later.
+    eventually(PATIENCE, || {
+        engine.netns.check(std::process::Command::new("nft").args(["flush", "ruleset"]));
+        let left = engine.netns.check(std::process::Command::new("nft").args(["list", "ruleset"]));
+        if left.contains("bulkhead") { Err(left) } else { Ok(()) }
+    });
     engine.netns.check(std::process::Command::new("nft").args(["flush", "ruleset"]));
     let said = host.bulkhead(["down", "--yes"]);
     assert!(said.contains("no table of the stored plan was here"), "{said}");

@@ -161,9 +161,9 @@ impl Watching {
         }
     }
 
-    /// Reads until the edge is there with evidence that satisfies; fails after 10 seconds with all that was seen.
+    /// Reads until the edge is there with evidence that satisfies; fails after 40 seconds with all that was seen.
     pub(crate) fn until(&mut self, edge: &str, satisfied: impl Fn(&Evidence) -> bool) -> Evidence {
-        self.within(Duration::from_secs(10), edge, satisfied)
+        self.within(Duration::from_secs(40), edge, satisfied)
     }
 
     /// The same with another deadline.

@@ -24,6 +24,13 @@ fn nf_call(host: &Netns, bridge: &str) -> Vec<String> {
     words.windows(2).filter(|pair| pair[0].starts_with("nf_call_ip")).map(|pair| pair.join(" ")).collect()
 }
 
+fn leads_through(host: &Netns, bridge: &str) {
+    eventually(Duration::from_secs(20), || {
+        let calls = nf_call(host, bridge);
+        if calls == ["nf_call_iptables 1", "nf_call_ip6tables 1"] { Ok(()) } else { Err(format!("{calls:?}")) }
+    });
+}
+
 #[test]
 fn everything_is_put_back_as_it_was() {
     needs_root!();
@@ -33,10 +40,7 @@ fn everything_is_put_back_as_it_was() {
     let (a, b) = (bridge.add("a"), bridge.add("b"));
     let before = state(&host, &["br0"]);
     let mut watching = Node::with(&[&bridge]).runs("a", &bridge, &a).runs("b", &bridge, &b).observe(&host);
-    eventually(Duration::from_secs(2), || {
-        let calls = nf_call(&host, "br0");
-        if calls == ["nf_call_iptables 1", "nf_call_ip6tables 1"] { Ok(()) } else { Err(format!("{calls:?}")) }
-    });
+    leads_through(&host, "br0");
     let during = state(&host, &["br0"]);
     assert_ne!(before, during);
     assert!(during.contains(TABLE));
@@ -52,12 +56,12 @@ fn same_bridge_traffic_is_seen_though_the_bridges_switch_was_off_and_is_turned_o
     bridge.set_nf_call(false);
     let (a, b) = (bridge.add("a"), bridge.add("b"));
     let mut watching = Node::with(&[&bridge]).runs("a", &bridge, &a).runs("b", &bridge, &b).observe(&host);
-    std::thread::sleep(Duration::from_millis(300));
+    leads_through(&host, "br0");
     let _server = Server::tcp_echo(&b.netns, (b.v4, 80).into());
     assert!(a.netns.tcp_echo((b.v4, 80).into(), b"x"));
     watching.until("a -> b tcp/80", |seen| seen.established == 1);
     bridge.set_nf_call(false);
-    std::thread::sleep(Duration::from_millis(500));
+    leads_through(&host, "br0");
     assert!(a.netns.tcp_echo((b.v4, 80).into(), b"x"));
     watching.until("a -> b tcp/80", |seen| seen.established == 2);
     assert_eq!(watching.account().repaired.values().sum::<u64>(), 1, "{:?}", watching.account());
@@ -73,7 +77,7 @@ fn a_bridge_that_comes_later_is_switched_on_too() {
     later.set_nf_call(false);
     let (a, b) = (later.add("a"), later.add("b"));
     watching.now(|_| Node::with(&[&first, &later]).runs("a", &later, &a).runs("b", &later, &b));
-    std::thread::sleep(Duration::from_millis(300));
+    leads_through(&host, "br1");
     let _server = Server::tcp_echo(&b.netns, (b.v4, 80).into());
     assert!(a.netns.tcp_echo((b.v4, 80).into(), b"x"));
     watching.until("a -> b tcp/80", |seen| seen.established == 1);

@@ -317,9 +317,10 @@ impl Task {
         let outcome = self.store.apply_batch(&batch).await;
         let answer = match outcome {
             Ok(BatchOutcome::Already) => Ok(()),
-            Ok(BatchOutcome::Applied { missing }) => {
-                if missing > 0 {
-                    warn!(node = %batch.node, missing, "batches never arrived: that stretch counts as not observed");
+            Ok(BatchOutcome::Applied { gap }) => {
+                if let Some(gap) = &gap {
+                    warn!(node = %batch.node, missing = gap.lost, "batches never arrived: that stretch counts as not observed");
+                    self.state.saw(&batch.node, std::slice::from_ref(gap));
                 }
                 metrics::counter!("bulkhead_batches_stored", "node" => batch.node.clone()).increment(1);
                 self.state.saw(&batch.node, &batch.health);

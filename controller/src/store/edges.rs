@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
+use jiff::Timestamp;
 use policy::{EdgeDelta, Endpoint, Health};
 use sqlx::{Connection, Row as _, Sqlite, SqliteConnection, Transaction};
 
@@ -18,13 +19,13 @@ use super::{Store, StoreError, from_db, to_db};
 use crate::session::BatchIn;
 
 /// What became of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BatchOutcome {
     /// It is committed now.
     Applied {
-        /// How many batches before it never arrived although the agent had been told to forget them (this store lost its tail). The
-        /// stretch is recorded as not observed.
-        missing: u64,
+        /// What is recorded beside it where batches before it never arrived although the agent had been told to forget them (this store
+        /// lost its tail): they count as lost, and the stretch as not observed.
+        gap: Option<Health>,
     },
     /// It was committed before: nothing was changed.
     Already,
@@ -169,7 +170,8 @@ async fn apply(connection: &mut SqliteConnection, names: &mut Names, batch: &Bat
         }
         Some(write_run(&mut tx, &run::pack(node, rows)).await.map_err(fail())?)
     };
-    super::health::append(&mut tx, node, &batch.health, missing).await?;
+    let gap = not_observed(missing, batch);
+    super::health::append(&mut tx, node, gap.iter().chain(&batch.health)).await?;
     for (reason, count) in &batch.skipped {
         sqlx::query(
             "INSERT INTO skipped (node, reason, count) VALUES ($1, $2, $3) \
@@ -201,7 +203,7 @@ async fn apply(connection: &mut SqliteConnection, names: &mut Names, batch: &Bat
     if known_node.is_none() {
         names.nodes.insert(batch.node.clone(), node);
     }
-    Ok((BatchOutcome::Applied { missing }, kept))
+    Ok((BatchOutcome::Applied { gap }, kept))
 }
 
 async fn node_id(tx: &mut Transaction<'_, Sqlite>, name: &str) -> Result<i64, sqlx::Error> {
@@ -248,10 +250,12 @@ async fn endpoint_ids(
     Ok(found)
 }
 
-/// Health of a batch of which some before it are missing: the stretch they covered is not known, so none of it may count.
-pub(super) fn not_observed(missing: u64, health: &[Health]) -> Option<Health> {
-    let first = health.first()?;
-    (missing > 0).then_some(Health { from: first.from, to: first.from, events: 0, lost: missing, unattributed: 0, healthy: false })
+/// What is to be recorded where this many batches before one are missing: the stretch that they covered is not known, so none of it may
+/// count. Its time is that of what came next: of the batch's own account, or of its edges; of one that has neither, it is now.
+fn not_observed(missing: u64, batch: &BatchIn) -> Option<Health> {
+    let next = batch.health.first().map(|first| first.from).or_else(|| batch.edges.iter().filter_map(|edge| edge.seen.first).min());
+    let at = next.unwrap_or_else(Timestamp::now);
+    (missing > 0).then_some(Health { from: at, to: at, events: 0, lost: missing, unattributed: 0, healthy: false })
 }
 
 #[cfg(test)]

@@ -12,10 +12,13 @@ use super::{Store, StoreError, from_db};
 /// A row is not stretched beyond this, so that the time of a loss stays known to the hour, microseconds.
 const LONGEST_US: i64 = 3_600_000_000;
 
-pub(super) async fn append(tx: &mut Transaction<'_, Sqlite>, node: i64, health: &[Health], missing: u64) -> Result<(), StoreError> {
+pub(super) async fn append(
+    tx: &mut Transaction<'_, Sqlite>,
+    node: i64,
+    health: impl Iterator<Item = &Health>,
+) -> Result<(), StoreError> {
     let fail = || StoreError::database("take a batch");
-    let gap = super::edges::not_observed(missing, health);
-    for stretch in gap.iter().chain(health) {
+    for stretch in health {
         let (from, to) = (stretch.from.as_microsecond(), stretch.to.as_microsecond());
         let before = sqlx::query(
             "SELECT from_us, to_us, events, lost, unattributed, healthy, id FROM health \

@@ -169,6 +169,7 @@ pub(super) async fn run(options: Options, begun: Begun) -> Result<(), AgentError
             _ = thrift.tick() => memory::give_back(),
         }
         work.write_what_is_due();
+        work.tell_what_came_into_force();
         if work.bound_since() {
             settling.bound(Instant::now());
         }
@@ -251,6 +252,8 @@ struct Work {
     apart: bool,
     /// The plan was taken and what runs here is not known: the controller is answered once it is bound.
     answer_due: bool,
+    /// The controller was told that the kernel refuses the plan that was taken.
+    told_failing: bool,
     /// Since when living connections are to be judged again: something was taken away.
     owed: Option<Instant>,
     since: Timestamp,
@@ -323,6 +326,7 @@ impl Work {
             bound: None,
             apart: false,
             answer_due: false,
+            told_failing: false,
             // What was taken away while nobody looked.
             owed: Some(Instant::now()),
             since: now,

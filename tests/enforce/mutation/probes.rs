@@ -9,7 +9,7 @@ use lab::frame;
 use policy::{Protocol, Service};
 
 use super::packet::{ACK, SYN, Tuple, ethertype, following, icmp, packet, service, with_options, with_sum};
-use super::scene::{ANSWERS, AROUND, DOORS, INWARD, NETWORK, NODE, STRANGER, Scene, Seen, WITHIN, marker, sequence};
+use super::scene::{ANSWERS, AROUND, ASKED_AROUND, DOORS, INWARD, NETWORK, NODE, STRANGER, Scene, Seen, WITHIN, marker, sequence};
 
 /// A MAC address that is at no port.
 pub(super) const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
@@ -46,7 +46,7 @@ impl Script<'_, '_> {
     /// The same, of one that goes around the bridge.
     fn asks_around(&mut self, name: &'static str) {
         let end = &self.scene.ends[name];
-        let (IpAddr::V4(own), router) = (end.addresses[0], [10, 1, 0, 1].into()) else { panic!("IPv4 comes first") };
+        let (IpAddr::V4(own), router) = (end.addresses[0], ASKED_AROUND.into()) else { panic!("IPv4 comes first") };
         let mut request = frame::arp_reply(end.mac, own, [0; 6], router);
         request[7] = 1;
         self.put(name, [[1, 0x80, 0xc2, 0, 0, 14], end.mac], frame::ETH_ARP, &request);

@@ -25,8 +25,10 @@ const STRIDE: u32 = 64;
 /// The number of "the node answers ARP" of the nth end.
 pub(super) const ANSWERS: u16 = 0xff00;
 
-/// The same, of what came in around the bridge.
+/// The same, of what came in around the bridge: of an address that only such a question is about. Who answers would not tell, since a
+/// bridge has the least of its ports' MAC addresses, and so that of one of them.
 pub(super) const AROUND: u16 = 0xff80;
+pub(super) const ASKED_AROUND: [u8; 4] = [10, 2, 0, 1];
 
 /// Ports and addresses of the policies.
 pub(super) const WITHIN: u16 = 8050;
@@ -234,8 +236,7 @@ impl<'h> Scene<'h> {
             for frame in end.wire.drain() {
                 seen.extend(of_frame(&frame).map(|id| (id, (*name).to_owned())));
                 if frame[12..14] == [8, 6] && frame[21] == 2 && frame[..6] == end.mac {
-                    // By the port and not by the bridge: around it.
-                    let answers = if frame[22..28] == end.gateway { ANSWERS } else { AROUND };
+                    let answers = if frame[28..32] == ASKED_AROUND { AROUND } else { ANSWERS };
                     seen.insert((answers + index as u16, (*name).to_owned()));
                 }
             }

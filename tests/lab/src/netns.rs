@@ -5,10 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::thread;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::process::{self, Process};
+use crate::process::{self, Process, eventually};
 
 /// A network namespace, removed when dropped.
 #[derive(Debug)]
@@ -198,5 +199,12 @@ impl Veth {
     fn set_up(a: &Netns, a_name: &str, b: &Netns, b_name: &str) {
         a.ip(&format!("link set {a_name} up"));
         b.ip(&format!("link set {b_name} up"));
+        // The end that was set up first has its carrier a moment later, and drops what is sent until then.
+        for (netns, name) in [(a, a_name), (b, b_name)] {
+            eventually(Duration::from_secs(10), || {
+                let link = netns.ip(&format!("-o link show {name}"));
+                if link.contains("state UP") { Ok(()) } else { Err(link) }
+            });
+        }
     }
 }

@@ -83,7 +83,8 @@ impl Netns {
 
     /// Connects, sends `text`, and returns whether the same came back: the connection carried payload both ways.
     pub fn tcp_echo(&self, to: SocketAddr, text: &[u8]) -> bool {
-        self.connect(to, PATIENCE).is_ok_and(|mut stream| still_echoes(&mut stream, text))
+        // As long as a SYN that was lost is repeated.
+        self.connect(to, Duration::from_secs(4)).is_ok_and(|mut stream| still_echoes(&mut stream, text))
     }
 
     /// A request over HTTP/1.0; the body of the answer.

@@ -248,6 +248,15 @@ pub fn check(command: &mut Command) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
+/// Copies a program that is started afterwards. Another process does it: what another test of this one is forking meanwhile would hold the
+/// copy open for writing until it becomes its program, and nobody can start it then (ETXTBSY, execve(2)).
+///
+/// # Panics
+/// Where it cannot be copied.
+pub fn copy_program(from: &Path, to: &Path) {
+    check(Command::new("cp").arg("--preserve=mode").arg("--").args([from, to]));
+}
+
 /// Runs a program whose failure doesn't matter, without its output.
 pub fn quietly(command: &mut Command) {
     let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();

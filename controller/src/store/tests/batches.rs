@@ -11,7 +11,7 @@ async fn a_batch_that_comes_again_changes_nothing() {
     let place = Place::new();
     let store = place.open().await.unwrap();
     let first = batch(1, vec![edge(5432, 3), edge(80, 1)], vec![stretch(0, 10, true)]);
-    assert_eq!(store.apply_batch(&first).await.unwrap(), BatchOutcome::Applied { missing: 0 });
+    assert_eq!(store.apply_batch(&first).await.unwrap(), BatchOutcome::Applied { gap: None });
     for _ in 0..3 {
         assert_eq!(store.apply_batch(&first).await.unwrap(), BatchOutcome::Already);
     }
@@ -41,10 +41,17 @@ async fn batches_that_never_arrived_are_counted_as_lost_and_not_observed() {
     let store = place.open().await.unwrap();
     store.apply_batch(&batch(1, vec![], vec![stretch(0, 10, true)])).await.unwrap();
     let late = BatchIn { first: 5, ..batch(5, vec![edge(80, 1)], vec![stretch(40, 50, true)]) };
-    assert_eq!(store.apply_batch(&late).await.unwrap(), BatchOutcome::Applied { missing: 3 });
-    let health = store.load_health().await.unwrap().remove("node1").unwrap();
-    let told: Vec<_> = health.iter().map(|h| (h.healthy, h.lost, h.seconds())).collect();
-    assert_eq!(told, [(true, 0, 10), (false, 3, 0), (true, 0, 10)]);
+    let BatchOutcome::Applied { gap } = store.apply_batch(&late).await.unwrap() else { panic!("it is new") };
+    assert_eq!(gap.unwrap().lost, 3);
+    let told = |health: &[policy::Health]| health.iter().map(|h| (h.healthy, h.lost, h.seconds())).collect::<Vec<_>>();
+    let mut health = store.load_health().await.unwrap().remove("node1").unwrap();
+    assert_eq!(told(&health), [(true, 0, 10), (false, 3, 0), (true, 0, 10)]);
+    // One without an account of its own, and one without anything.
+    for (seq, edges) in [(10, vec![edge(80, 1)]), (13, vec![])] {
+        store.apply_batch(&BatchIn { first: seq, ..batch(seq, edges, vec![]) }).await.unwrap();
+    }
+    health = store.load_health().await.unwrap().remove("node1").unwrap();
+    assert_eq!(health.iter().map(|h| h.lost).sum::<u64>(), 3 + 4 + 2);
 }
 
 #[tokio::test]
@@ -52,7 +59,7 @@ async fn a_spool_this_store_never_heard_of_may_begin_anywhere() {
     let place = Place::new();
     let store = place.open().await.unwrap();
     let first = BatchIn { first: 57, ..batch(57, vec![edge(80, 1)], vec![]) };
-    assert_eq!(store.apply_batch(&first).await.unwrap(), BatchOutcome::Applied { missing: 0 });
+    assert_eq!(store.apply_batch(&first).await.unwrap(), BatchOutcome::Applied { gap: None });
 }
 
 /// Several batches are on their way at once. When one of them finds the disk full, those behind it may find room again: taking them
@@ -147,7 +154,7 @@ async fn a_full_store_takes_nothing_of_the_batch_and_goes_on_when_there_is_room(
     assert!(store.load_health().await.unwrap().is_empty());
 
     sqlx::query(limit(1_000_000)).execute(&store.inner.pool).await.unwrap();
-    assert_eq!(store.apply_batch(&large).await.unwrap(), BatchOutcome::Applied { missing: 0 });
+    assert_eq!(store.apply_batch(&large).await.unwrap(), BatchOutcome::Applied { gap: None });
     assert_eq!(store.load_graph().await.unwrap().len(), 5000);
 }
 

@@ -34,13 +34,27 @@ impl Work {
             self.answer_due = true;
             return;
         }
+        // One that is not taken leaves the one before as it is.
+        if !self.apart {
+            self.told_failing = outcome.is_err();
+        }
         self.uplink.applied(&store, generation, outcome);
+    }
+
+    /// The kernel has taken since what it refused before.
+    pub(super) fn tell_what_came_into_force(&mut self) {
+        let Some(plan) = self.plan.as_ref().filter(|_| self.told_failing && self.failing.is_none()) else { return };
+        info!(store = plan.store, generation = plan.generation, "the plan that the kernel refused is in force");
+        // Whose connections were ended meanwhile was logged then; nobody waits for their number.
+        self.uplink.applied(&plan.store, plan.generation, Ok(0));
+        self.told_failing = false;
     }
 
     /// The plan that was taken while it was not known what runs here is bound now, or refused by the kernel.
     pub(super) fn answer_what_is_due(&mut self, ended: Option<u64>) {
         let Some(plan) = self.plan.as_ref().filter(|_| self.answer_due) else { return };
         let outcome = self.failing.clone().map_or(Ok(ended.unwrap_or_default()), Err);
+        self.told_failing = outcome.is_err();
         self.uplink.applied(&plan.store, plan.generation, outcome);
         self.answer_due = false;
     }
