@@ -27,7 +27,7 @@ fn arrive(engine: &Engine, db: IpAddr) -> (bool, bool) {
     let wire = Unsummed::open(&web);
     let plain = frame::Frames::open(&web, "eth0");
     // Each several times: a piece may be lost.
-    let mut astray = || {
+    let astray = || {
         for (n, piece) in pieces(&packet, HEADER, 24).into_iter().enumerate() {
             let frame = frame::ethernet(macs[0], macs[1], frame::ETH_IPV4, &piece);
             assert!(wire.send(&frame, ETHERNET + HEADER, 2), "piece {n}");

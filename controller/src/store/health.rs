@@ -12,11 +12,7 @@ use super::{Store, StoreError, from_db};
 /// A row is not stretched beyond this, so that the time of a loss stays known to the hour, microseconds.
 const LONGEST_US: i64 = 3_600_000_000;
 
-pub(super) async fn append(
-    tx: &mut Transaction<'_, Sqlite>,
-    node: i64,
-    health: impl Iterator<Item = &Health>,
-) -> Result<(), StoreError> {
+pub(super) async fn append(tx: &mut Transaction<'_, Sqlite>, node: i64, health: impl Iterator<Item = &Health>) -> Result<(), StoreError> {
     let fail = || StoreError::database("take a batch");
     for stretch in health {
         let (from, to) = (stretch.from.as_microsecond(), stretch.to.as_microsecond());
