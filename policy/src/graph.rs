@@ -18,7 +18,7 @@ use crate::workload::Endpoint;
 
 mod room;
 
-pub use room::{ATTEMPTS, CLIENTS, LeftOut, SILENT, no_room};
+pub use room::{ATTEMPTS, CLIENTS, LeftOut, REACHED, SILENT, USES, no_room};
 use room::{Crowd, Crowds};
 
 /// What makes two flows the same edge.
@@ -219,7 +219,7 @@ impl FlowGraph {
         let crowd =
             |graph: &DiGraph<Node, Edge>, evidence: &Evidence| Crowd::of(&graph[from].endpoint, &graph[to].endpoint, service, evidence);
         let known = self.graph[from].edges.get(&(to, service, direction_known)).copied();
-        let was_of = known.and_then(|edge| crowd(&self.graph, &self.graph[edge].evidence));
+        let was_of = known.map(|edge| crowd(&self.graph, &self.graph[edge].evidence));
         let (edge, before, after) = match known {
             Some(edge) => {
                 let before = counts(&self.graph, &self.graph[edge].evidence);
@@ -244,10 +244,10 @@ impl FlowGraph {
         let touch = &mut self.graph[from].touch;
         touch.tried = touch.tried + after.tried - before.tried;
         touch.denied = touch.denied + after.denied - before.denied;
-        let is_of = crowd(&self.graph, &self.graph[edge].evidence);
-        if was_of != is_of {
+        let (holder, is) = crowd(&self.graph, &self.graph[edge].evidence);
+        if was_of != Some((holder, is)) {
             was_of.into_iter().for_each(|(holder, crowd)| self.crowds(holder.end(from, to)).take(crowd));
-            is_of.into_iter().for_each(|(holder, crowd)| self.crowds(holder.end(from, to)).add(crowd));
+            self.crowds(holder.end(from, to)).add(is);
         }
         known.is_none()
     }

@@ -1,11 +1,12 @@
 //! How much is kept of who goes to ever new places, or of ever new clients: the graph is what every agent and the controller have in
 //! memory, and anybody who can send packets writes to it.
 //!
-//! # What is never left out
-//! What carried data between workloads, the host and where they go outside: that takes an answer from the other end. And nobody takes the
-//! room of another: what comes from any address is counted apart from what a workload does itself, what it does among workloads apart from
-//! what it tries outside, and each port apart from the others where a connection was made. What is left out is counted, and where
-//! a rule might have been learned from it, its suggestion is not called stable.
+//! # What has the room of nobody else
+//! What comes from any address is counted apart from what a workload does itself, what it does among workloads apart from what it does
+//! outside, what carried data apart from what came to nothing, and each port apart from the others where a client connected. So what a
+//! workload uses is left out only where it uses more than anybody could review: by two that work together on all their ports, or with
+//! somebody outside who has many addresses. What is left out is counted, and where a rule might have been learned from it, its suggestion
+//! is not called stable.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -23,6 +24,13 @@ use crate::workload::Endpoint;
 /// nothing. Each of the three by itself. A scan is known for one after five edges; a whole network of 4,096 addresses can be listed.
 pub const ATTEMPTS: usize = 4096;
 
+/// Edges of one workload (or the host) that carried data, to others of them. Ports that a protocol chooses anew each time (the data connections of
+/// FTP) are up to 28,232 between two ends (net.ipv4.ip_local_port_range).
+pub const USES: usize = 131_072;
+
+/// The same, to addresses.
+pub const REACHED: usize = 65_536;
+
 /// Clients outside of one end of which UDP was heard and never answered: of one address family, public or of one private network.
 pub const SILENT: usize = 16_384;
 
@@ -33,6 +41,10 @@ pub const CLIENTS: usize = 65_536;
 /// Of what an edge is one more. Each has a number of edges that is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Crowd {
+    /// With data, between workloads and the host.
+    Uses,
+    /// With data, to an address.
+    Reached,
     /// Without data, between workloads and the host.
     Within,
     /// Without data, to an address.
@@ -77,22 +89,24 @@ impl Kind {
 impl Crowd {
     fn room(self) -> usize {
         match self {
+            Self::Uses => USES,
+            Self::Reached => REACHED,
             Self::Within | Self::Outward | Self::Knocks => ATTEMPTS,
             Self::Silent(_) => SILENT,
             Self::Clients(..) => CLIENTS,
         }
     }
 
-    /// Which crowd an edge is of, and with which of its ends it is counted; `None`: it is kept whatever there is.
-    pub(super) fn of(from: &Endpoint, to: &Endpoint, service: Service, seen: &Evidence) -> Option<(Holder, Self)> {
+    /// Which crowd an edge is of, and with which of its ends it is counted.
+    pub(super) fn of(from: &Endpoint, to: &Endpoint, service: Service, seen: &Evidence) -> (Holder, Self) {
         let carried = seen.established > 0;
         // No rule is learned from what nobody's address said or was told.
         let unknown = [from, to].iter().any(|end| matches!(end, Endpoint::Unknown(_)));
         match (from_anywhere(from), from_anywhere(to)) {
-            (None, None) if carried => None,
-            (None, None) => Some((Holder::From, Self::Within)),
-            (None, Some(_)) if carried && !unknown => None,
-            (None, Some(_)) => Some((Holder::From, Self::Outward)),
+            (None, None) if carried => (Holder::From, Self::Uses),
+            (None, None) => (Holder::From, Self::Within),
+            (None, Some(_)) if carried && !unknown => (Holder::From, Self::Reached),
+            (None, Some(_)) => (Holder::From, Self::Outward),
             (Some(address), server) => {
                 let holder = if server.is_none() { Holder::To } else { Holder::Nobody };
                 let kind = Kind::of(address);
@@ -103,7 +117,7 @@ impl Crowd {
                     () if seen.one_way > 0 => Self::Silent(kind),
                     () => Self::Knocks,
                 };
-                Some((holder, crowd))
+                (holder, crowd)
             }
         }
     }
@@ -117,26 +131,51 @@ fn from_anywhere(end: &Endpoint) -> Option<IpAddr> {
     }
 }
 
-/// How many edges of each crowd there are with one end. Most have none.
+/// How many edges of each crowd there are with one end.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Crowds(BTreeMap<Crowd, usize>);
+pub(super) struct Crowds {
+    uses: usize,
+    reached: usize,
+    /// Most have none of these.
+    others: BTreeMap<Crowd, usize>,
+}
 
 impl Crowds {
     pub(super) fn add(&mut self, crowd: Crowd) {
-        *self.0.entry(crowd).or_default() += 1;
+        match crowd {
+            Crowd::Uses => self.uses += 1,
+            Crowd::Reached => self.reached += 1,
+            Crowd::Within | Crowd::Outward | Crowd::Knocks | Crowd::Silent(_) | Crowd::Clients(..) => {
+                *self.others.entry(crowd).or_default() += 1;
+            }
+        }
     }
 
+    /// One that was added.
     pub(super) fn take(&mut self, crowd: Crowd) {
-        if let Some(count) = self.0.get_mut(&crowd) {
-            *count -= 1;
-            if *count == 0 {
-                self.0.remove(&crowd);
+        match crowd {
+            Crowd::Uses => self.uses -= 1,
+            Crowd::Reached => self.reached -= 1,
+            Crowd::Within | Crowd::Outward | Crowd::Knocks | Crowd::Silent(_) | Crowd::Clients(..) => {
+                if let Some(count) = self.others.get_mut(&crowd) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.others.remove(&crowd);
+                    }
+                }
             }
         }
     }
 
     fn is_full(&self, crowd: Crowd) -> bool {
-        self.0.get(&crowd).is_some_and(|&count| count >= crowd.room())
+        let count = match crowd {
+            Crowd::Uses => self.uses,
+            Crowd::Reached => self.reached,
+            Crowd::Within | Crowd::Outward | Crowd::Knocks | Crowd::Silent(_) | Crowd::Clients(..) => {
+                self.others.get(&crowd).copied().unwrap_or_default()
+            }
+        };
+        count >= crowd.room()
     }
 }
 
@@ -166,7 +205,7 @@ impl FlowGraph {
             crowds.is_some_and(|crowds| crowds.is_full(crowd))
         };
         let Some(there) = self.get(key) else {
-            let Some((holder, crowd)) = of(seen) else { return true };
+            let (holder, crowd) = of(seen);
             // More bytes of a flow travel alone. It may be one that was left out, of another crowd than they are.
             let begins = seen.used() > 0 || seen.attempts() > 0 || seen.denied > 0 || seen.would_deny > 0;
             let known = begins || !self.left_out.contains_key(&holder.end(&key.from, &key.to).cloned());
@@ -179,16 +218,14 @@ impl FlowGraph {
             one_way: there.one_way.saturating_add(seen.one_way),
             ..Evidence::default()
         };
-        match of(&both) {
-            Some((holder, crowd)) => of(there) == Some((holder, crowd)) || !is_full(holder, crowd),
-            None => true,
-        }
+        let (holder, crowd) = of(&both);
+        of(there) == (holder, crowd) || !is_full(holder, crowd)
     }
 
     /// Counts a report that there is no room for.
     pub fn leave_out(&mut self, delta: &EdgeDelta) {
         let EdgeDelta { key, seen } = delta;
-        let Some((holder, crowd)) = Crowd::of(&key.from, &key.to, key.service, seen) else { return };
+        let (holder, crowd) = Crowd::of(&key.from, &key.to, key.service, seen);
         // One client more of so many changes no rule, and no rule is learned from these.
         let is_no_evidence = |end: &Endpoint| matches!(end, Endpoint::Unknown(_) | Endpoint::Run(_));
         let teaches = key.direction_known && !matches!(crowd, Crowd::Clients(..)) && ![&key.from, &key.to].into_iter().any(is_no_evidence);
@@ -207,9 +244,9 @@ impl FlowGraph {
 pub fn no_room(end: Option<&Endpoint>) -> String {
     let who = end.map_or_else(|| "between addresses that are no workload's".to_owned(), |end| format!("of {end}"));
     format!(
-        "{who} there are more peers than the graph lists. It lists {ATTEMPTS} without data (among workloads, tried outside, and from outside: \
-         each by itself), {SILENT} outside whose UDP was not answered, {CLIENTS} clients outside on one port; further ones are counted. If \
-         it goes to ever new places and should not, quarantine it"
+        "{who} there are more peers than the graph lists. It lists {USES} with data among workloads and {REACHED} outside, {ATTEMPTS} without \
+         data (among workloads, tried outside, and from outside: each by itself), {SILENT} outside whose UDP was not answered, {CLIENTS} \
+         clients outside on one port; further ones are counted. If it goes to ever new places and should not, quarantine it"
     )
 }
 
@@ -273,6 +310,21 @@ mod tests {
         assert!(offer(&mut graph, &delta(end("p/a"), address(1 << 21), "tcp/443", refused())));
         assert!(!offer(&mut graph, &delta(end("p/a"), address(1 << 22), "tcp/443", refused())));
         assert_eq!(graph.len(), ATTEMPTS + 3);
+    }
+
+    #[test]
+    fn what_carries_data_is_bounded_too_and_what_is_left_out_is_told_as_use() {
+        let mut graph = FlowGraph::new();
+        assert_eq!(fill(&mut graph, (0..).map(|n| delta(end("p/a"), address(n), "tcp/443", carried()))), REACHED);
+        let on_every_port = (1..=3).flat_map(|peer| (1..=u16::MAX).map(move |port| (peer, port)));
+        let uses = on_every_port.map(|(peer, port)| delta(end("p/a"), end(&format!("p/peer{peer}")), &format!("tcp/{port}"), carried()));
+        assert_eq!(fill(&mut graph, uses), USES);
+        assert!(offer(&mut graph, &delta(end("p/a"), address(0), "tcp/443", carried())), "what is there grows");
+        assert!(offer(&mut graph, &delta(end("p/b"), end("p/a"), "tcp/1", carried())), "another has room of its own");
+        assert!(offer(&mut graph, &delta(end("p/a"), address(1 << 22), "tcp/443", refused())), "what is tried has other room");
+        assert!(!offer(&mut graph, &delta(end("p/a"), address(1 << 22), "tcp/443", carried())), "and is not used by it");
+        assert_eq!(graph.left_out().collect::<Vec<_>>(), [LeftOut { end: Some(end("p/a")), reports: 3, uses: 3 }]);
+        assert_eq!(graph.len(), REACHED + USES + 2);
     }
 
     #[test]

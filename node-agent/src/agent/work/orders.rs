@@ -27,16 +27,16 @@ impl Work {
     fn answer_plan(&mut self, plan: NodePlan, adopt: bool, change: Option<&PlanChange>) {
         let (store, generation) = (plan.store.clone(), plan.generation);
         let outcome = self.take_plan(plan, adopt, change);
+        // One that is not taken leaves the one before as it is.
+        if !self.apart {
+            self.told_failing = outcome.is_err();
+        }
         if let Err(why) = &outcome {
             warn!(store, generation, why, "plan refused");
         } else if !self.inventory_known() {
             info!(store, generation, "the plan is bound, and the controller answered, once the engine says what runs here");
             self.answer_due = true;
             return;
-        }
-        // One that is not taken leaves the one before as it is.
-        if !self.apart {
-            self.told_failing = outcome.is_err();
         }
         self.uplink.applied(&store, generation, outcome);
     }
