@@ -18,7 +18,7 @@ use crate::workload::Endpoint;
 
 mod room;
 
-pub use room::{ATTEMPTS, CLIENTS, LeftOut, REACHED, SILENT, USES, no_room};
+pub use room::{ATTEMPTS, CLIENTS, CLIENTS_IN_ALL, LeftOut, REACHED, SILENT, USES, no_room};
 use room::{Crowd, Crowds};
 
 /// What makes two flows the same edge.

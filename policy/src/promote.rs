@@ -25,6 +25,9 @@ pub struct Observed {
     pub unlearned: Vec<Workload>,
     /// How many rules are proposed for what was in use and nobody decided on, by workload: see [`undecided`].
     pub undecided: BTreeMap<Workload, usize>,
+    /// How many flows of use the graph has no room to list, by workload: a rule for them is proposed by nobody, and what an audit said of
+    /// them is not counted.
+    pub unlisted: BTreeMap<Workload, u64>,
 }
 
 /// One condition that is not met.
@@ -59,6 +62,8 @@ pub enum Unmet {
     Unlearned(Vec<Workload>),
     /// Something was in use that is neither allowed nor rejected.
     Undecided(BTreeMap<Workload, usize>),
+    /// Something was in use that is not listed.
+    Unlisted(BTreeMap<Workload, u64>),
 }
 
 impl fmt::Display for Unmet {
@@ -77,6 +82,10 @@ impl fmt::Display for Unmet {
             Self::Undecided(rules) => {
                 let of = list(rules.iter().map(|(workload, rules)| format!("{rules} of {workload}")));
                 write!(f, "rules for what was in use that are neither approved nor rejected: {of}")
+            }
+            Self::Unlisted(flows) => {
+                let of = list(flows.iter().map(|(workload, flows)| format!("{flows} of {workload}")));
+                write!(f, "flows in use that the graph has no room to list: {of}")
             }
         }
     }
@@ -106,6 +115,9 @@ pub fn unmet(segment: &Segment, observed: &Observed) -> Vec<Unmet> {
     }
     if !observed.undecided.is_empty() {
         unmet.push(Unmet::Undecided(observed.undecided.clone()));
+    }
+    if !observed.unlisted.is_empty() {
+        unmet.push(Unmet::Unlisted(observed.unlisted.clone()));
     }
     unmet
 }

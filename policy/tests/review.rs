@@ -320,6 +320,7 @@ fn a_segment_is_promoted_only_by_its_own_rule_and_when_all_of_it_is_met() {
         would_be_denials: 1,
         unlearned: vec![workload("shop/db")],
         undecided: [(workload("shop/web"), 2)].into(),
+        unlisted: [(workload("shop/web"), 7)].into(),
     };
     let texts: Vec<String> = unmet(&segment, &bad).iter().map(ToString::to_string).collect();
     let expected = [
@@ -328,6 +329,7 @@ fn a_segment_is_promoted_only_by_its_own_rule_and_when_all_of_it_is_met() {
         "1 flows would have been denied, 0 are tolerated",
         "no approved policy for shop/db",
         "rules for what was in use that are neither approved nor rejected: 2 of shop/web",
+        "flows in use that the graph has no room to list: 7 of shop/web",
     ];
     assert_eq!(texts, expected);
     segment.mode = Mode::Learn;

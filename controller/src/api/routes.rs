@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use policy::review::{self, Foreseen};
-use policy::{Mode, PolicySet, Workload};
+use policy::{Mode, PolicySet, Scene, Workload};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -299,7 +299,11 @@ async fn forecast(
     let prepared = served.hub.read_learned(move |state| {
         let Some(set) = wanted(state)? else { return Ok(None) };
         let foreseen = review::foresee_change(&state.set, &set, &state.graph, &state.networks, state.now);
-        let forecast = Forecast { generation: state.generation, switched: to_be_enforced(&state.set, &set), ..Forecast::default() };
+        let switched = to_be_enforced(&state.set, &set);
+        let after = Scene { set: &set, networks: &state.networks, now: state.now };
+        let comes = |workload: &Workload| after.segment(workload).is_some_and(|segment| switched.contains(&segment.name));
+        let unlisted = state.unlisted().into_iter().filter(|(workload, _)| comes(workload)).collect();
+        let forecast = Forecast { generation: state.generation, switched, unlisted, ..Forecast::default() };
         Ok::<_, HubError>(Some((foreseen, state.plan_of(set, state.generation + 1), forecast)))
     });
     let Some((foreseen, plan, mut forecast)) = prepared.await?? else { return Ok(None) };

@@ -249,6 +249,10 @@ pub struct Forecast {
     pub unlearned: BTreeSet<Workload>,
     /// Workloads with a policy of which nothing was ever seen.
     pub no_evidence: BTreeSet<Workload>,
+    /// Workloads that go to Enforce, with how many flows of theirs were in use that the graph has no room to list: what of them would be
+    /// denied is not known.
+    #[serde(default)]
+    pub unlisted: BTreeMap<Workload, u64>,
     /// Nodes that gave no answer, with the reason: their connections are not counted.
     pub silent: BTreeMap<String, String>,
     /// Generation it was made from; to be named when confirming.

@@ -270,6 +270,10 @@ fn tell_forecast(terminal: &Terminal, forecast: &Forecast) -> Result<(), Failed>
     for workload in &forecast.no_evidence {
         terminal.say(format_args!("{workload} has a policy, and nothing was ever seen of it."))?;
     }
+    for (workload, flows) in &forecast.unlisted {
+        let text = format_args!("{} of {workload} in use are not listed, there were too many peers: what of them would be denied is not known.", count(*flows, "flow"));
+        terminal.say(terminal.paint(Tone::Warn, text))?;
+    }
     for (node, why) in &forecast.silent {
         terminal.say(terminal.paint(Tone::Warn, format_args!("{node} did not say which connections would end: {}", clean(why))))?;
     }

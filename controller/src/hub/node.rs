@@ -125,6 +125,17 @@ impl State {
         all.into_values().collect()
     }
 
+    /// How many flows of those a rule might have been learned from there was no room for, by workload.
+    pub(crate) fn unlisted(&self) -> BTreeMap<Workload, u64> {
+        let mut unlisted: BTreeMap<Workload, u64> = BTreeMap::new();
+        for left in self.left_out().into_iter().filter(|left| left.uses > 0) {
+            if let Some(workload) = left.end.as_ref().and_then(Endpoint::workload) {
+                *unlisted.entry(workload.clone()).or_default() += left.uses;
+            }
+        }
+        unlisted
+    }
+
     /// For how long each of these workloads was observed, and how well: the sight of the nodes it runs on (of all nodes, if it runs on
     /// none now), since traffic of it was first seen.
     pub(crate) fn windows<'a>(&self, workloads: impl Iterator<Item = &'a Workload>) -> BTreeMap<Workload, Window> {
@@ -134,12 +145,7 @@ impl State {
             workloads.into_iter().for_each(|workload| here.entry(workload).or_default().push(node));
         }
         let all: Vec<&Node> = self.nodes.values().collect();
-        let mut unlisted: BTreeMap<Workload, u64> = BTreeMap::new();
-        for left in self.left_out() {
-            if let Some(workload) = left.end.as_ref().and_then(Endpoint::workload) {
-                *unlisted.entry(workload.clone()).or_default() += left.uses;
-            }
-        }
+        let unlisted = self.unlisted();
         let window = |workload: &Workload| {
             let mut window = Window { unlisted: unlisted.get(workload).copied().unwrap_or(0), ..Window::default() };
             let ends = [Endpoint::Workload(workload.clone()), Endpoint::Run(workload.clone())];

@@ -81,6 +81,7 @@ fn observed(state: &State, segment: &str) -> Observed {
     };
     Observed {
         undecided: open.filter_map(undecided).collect(),
+        unlisted: state.unlisted().into_iter().filter(|(workload, _)| members.contains(workload)).collect(),
         healthy_seconds: healthy.unwrap_or(0),
         distinct_hours: hours.hours(),
         would_be_denials,

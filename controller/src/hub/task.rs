@@ -372,7 +372,11 @@ impl Task {
         {
             session.unanswered = None;
         }
-        node.refused = refused;
+        // That an older one is in force now takes nothing back that was said of the one that was sent since.
+        let is_of_now = node.session.as_ref().is_none_or(|session| session.sent == Some((node.status.store.clone(), generation)));
+        if refused.is_some() || is_of_now {
+            node.refused = refused;
+        }
         self.answered.send_modify(|times| *times += 1);
     }
 

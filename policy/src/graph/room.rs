@@ -4,9 +4,9 @@
 //! # What has the room of nobody else
 //! What comes from any address is counted apart from what a workload does itself, what it does among workloads apart from what it does
 //! outside, what carried data apart from what came to nothing, and each port apart from the others where a client connected. So what a
-//! workload uses is left out only where it uses more than anybody could review: by two that work together on all their ports, or with
-//! somebody outside who has many addresses. What is left out is counted, and where a rule might have been learned from it, its suggestion
-//! is not called stable.
+//! workload uses is left out only where it uses more than anybody reviews rule by rule: a proxy or a crawler under one wide rule, two that
+//! work together on all their ports, or one with somebody outside who has many addresses. What is left out is counted, and where a rule
+//! might have been learned from it, the suggestion of the end that it is counted with is not called stable, and no promotion comes by itself.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -37,6 +37,9 @@ pub const SILENT: usize = 16_384;
 /// Clients outside that connected to one port of one end: of one address family, public or of one private network. What is proposed for so
 /// many is their network or anyone, unless a person rejected a part of it.
 pub const CLIENTS: usize = 65_536;
+
+/// The same to all its ports.
+pub const CLIENTS_IN_ALL: usize = 262_144;
 
 /// Of what an edge is one more. Each has a number of edges that is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,6 +139,8 @@ fn from_anywhere(end: &Endpoint) -> Option<IpAddr> {
 pub(super) struct Crowds {
     uses: usize,
     reached: usize,
+    /// Of all [`Crowd::Clients`].
+    clients: usize,
     /// Most have none of these.
     others: BTreeMap<Crowd, usize>,
 }
@@ -146,6 +151,7 @@ impl Crowds {
             Crowd::Uses => self.uses += 1,
             Crowd::Reached => self.reached += 1,
             Crowd::Within | Crowd::Outward | Crowd::Knocks | Crowd::Silent(_) | Crowd::Clients(..) => {
+                self.clients += usize::from(matches!(crowd, Crowd::Clients(..)));
                 *self.others.entry(crowd).or_default() += 1;
             }
         }
@@ -157,6 +163,7 @@ impl Crowds {
             Crowd::Uses => self.uses -= 1,
             Crowd::Reached => self.reached -= 1,
             Crowd::Within | Crowd::Outward | Crowd::Knocks | Crowd::Silent(_) | Crowd::Clients(..) => {
+                self.clients -= usize::from(matches!(crowd, Crowd::Clients(..)));
                 if let Some(count) = self.others.get_mut(&crowd) {
                     *count -= 1;
                     if *count == 0 {
@@ -167,6 +174,11 @@ impl Crowds {
         }
     }
 
+    /// Whether as many are listed as have room by themselves.
+    fn has_its_room(&self, crowd: Crowd) -> bool {
+        self.others.get(&crowd).is_some_and(|&count| count >= crowd.room())
+    }
+
     fn is_full(&self, crowd: Crowd) -> bool {
         let count = match crowd {
             Crowd::Uses => self.uses,
@@ -175,7 +187,7 @@ impl Crowds {
                 self.others.get(&crowd).copied().unwrap_or_default()
             }
         };
-        count >= crowd.room()
+        count >= crowd.room() || matches!(crowd, Crowd::Clients(..)) && self.clients >= CLIENTS_IN_ALL
     }
 }
 
@@ -226,9 +238,11 @@ impl FlowGraph {
     pub fn leave_out(&mut self, delta: &EdgeDelta) {
         let EdgeDelta { key, seen } = delta;
         let (holder, crowd) = Crowd::of(&key.from, &key.to, key.service, seen);
-        // One client more of so many changes no rule, and no rule is learned from these.
+        // One client more of so many on one port changes no rule, and no rule is learned from these.
         let is_no_evidence = |end: &Endpoint| matches!(end, Endpoint::Unknown(_) | Endpoint::Run(_));
-        let teaches = key.direction_known && !matches!(crowd, Crowd::Clients(..)) && ![&key.from, &key.to].into_iter().any(is_no_evidence);
+        let of_many = matches!(crowd, Crowd::Clients(..))
+            && holder.end(&key.from, &key.to).and_then(|end| self.nodes.get(end)).is_some_and(|&at| self.graph[at].crowds.has_its_room(crowd));
+        let teaches = key.direction_known && !of_many && ![&key.from, &key.to].into_iter().any(is_no_evidence);
         let uses = if teaches { seen.used() } else { 0 };
         let counted = self.left_out.entry(holder.end(&key.from, &key.to).cloned()).or_default();
         *counted = (counted.0.saturating_add(1), counted.1.saturating_add(uses));
@@ -242,11 +256,15 @@ impl FlowGraph {
 
 /// What a person is told of an end that has no room for more; see [`LeftOut`].
 pub fn no_room(end: Option<&Endpoint>) -> String {
+    let advice = match end {
+        Some(Endpoint::Workload(_) | Endpoint::Run(_)) => ". If it goes to ever new places and should not, quarantine it",
+        Some(_) | None => "",
+    };
     let who = end.map_or_else(|| "between addresses that are no workload's".to_owned(), |end| format!("of {end}"));
     format!(
         "{who} there are more peers than the graph lists. It lists {USES} with data among workloads and {REACHED} outside, {ATTEMPTS} without \
          data (among workloads, tried outside, and from outside: each by itself), {SILENT} outside whose UDP was not answered, {CLIENTS} \
-         clients outside on one port; further ones are counted. If it goes to ever new places and should not, quarantine it"
+         clients outside on one port ({CLIENTS_IN_ALL} on all); further ones are counted{advice}"
     )
 }
 
@@ -355,6 +373,17 @@ mod tests {
         assert!(offer(&mut graph, &delta(address(1 << 22), end("p/web"), "tcp/8080", check)), "a health check of another port");
         let left: Vec<_> = graph.left_out().collect();
         assert_eq!(left, [LeftOut { end: Some(end("p/web")), reports: 3, uses: 1 }], "further clients are no further rule");
+    }
+
+    #[test]
+    fn clients_outside_on_ever_new_ports_are_bounded_too_and_told_as_use() {
+        let mut graph = FlowGraph::new();
+        let ports = (1..=8).flat_map(|port| (0..40_000).map(move |n| (port, n)));
+        let clients = ports.map(|(port, n)| delta(address(n), end("p/web"), &format!("tcp/{port}"), carried()));
+        assert_eq!(fill(&mut graph, clients), CLIENTS_IN_ALL);
+        assert!(!offer(&mut graph, &delta(address(0), end("p/web"), "tcp/9", carried())), "another port, and another rule");
+        assert_eq!(graph.left_out().map(|left| left.uses).collect::<Vec<_>>(), [2]);
+        assert!(offer(&mut graph, &delta(address(0), end("p/db"), "tcp/9", carried())), "another has room of its own");
     }
 
     #[test]

@@ -53,7 +53,8 @@ impl Work {
             });
         }
         let wanted = self.binding.ruleset();
-        if wanted.watched.is_empty() && !self.written {
+        // After a refusal nobody knows what is there.
+        if wanted.watched.is_empty() && !self.written && self.failing.is_none() {
             return;
         }
         let applied = if whole { self.enforcer.apply(wanted) } else { self.enforcer.begin(wanted, change) };
@@ -78,11 +79,18 @@ impl Work {
         if applied.changed > 0 || applied.rules_written {
             info!(changed = applied.changed, rules_written = applied.rules_written, kernel_generation = applied.generation_id, ownership = %applied.ownership, absent = ?applied.absent, adrift = ?applied.adrift, "enforced");
         }
-        self.failing = None;
+        self.recovered();
         if self.enforcer.is_settled() {
             self.tied(applied.adrift);
         } else {
             self.unsettled = true;
+        }
+    }
+
+    /// The kernel has taken what is wanted. What was ended while it had not may have begun again under what was there.
+    fn recovered(&mut self) {
+        if self.failing.take().is_some() {
+            self.owed.get_or_insert_with(Instant::now);
         }
     }
 
@@ -210,7 +218,7 @@ impl Work {
         let found: Vec<_> = drift.iter().take(5).map(Drift::to_string).collect();
         match self.enforcer.repair(self.binding.ruleset()) {
             Ok(_) => {
-                self.failing = None;
+                self.recovered();
                 self.alarm(format!("drift found by {why} and repaired: {}", found.join("; ")));
             }
             Err(error) => {

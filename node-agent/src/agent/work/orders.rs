@@ -27,10 +27,8 @@ impl Work {
     fn answer_plan(&mut self, plan: NodePlan, adopt: bool, change: Option<&PlanChange>) {
         let (store, generation) = (plan.store.clone(), plan.generation);
         let outcome = self.take_plan(plan, adopt, change);
-        // One that is not taken leaves the one before as it is.
-        if !self.apart {
-            self.told_failing = outcome.is_err();
-        }
+        // While one that was not taken is what the controller has, nothing is said of the one before.
+        self.told_failing = outcome.is_err() && !self.apart;
         if let Err(why) = &outcome {
             warn!(store, generation, why, "plan refused");
         } else if !self.inventory_known() {
@@ -41,9 +39,10 @@ impl Work {
         self.uplink.applied(&store, generation, outcome);
     }
 
-    /// The kernel has taken since what it refused before.
+    /// The kernel has taken since what it refused before, and nothing lives on that is no longer allowed.
     pub(super) fn tell_what_came_into_force(&mut self) {
-        let Some(plan) = self.plan.as_ref().filter(|_| self.told_failing && self.failing.is_none()) else { return };
+        let is_in_force = self.failing.is_none() && self.owed.is_none() && self.inventory_known();
+        let Some(plan) = self.plan.as_ref().filter(|_| self.told_failing && is_in_force) else { return };
         info!(store = plan.store, generation = plan.generation, "the plan that the kernel refused is in force");
         // Whose connections were ended meanwhile was logged then; nobody waits for their number.
         self.uplink.applied(&plan.store, plan.generation, Ok(0));
