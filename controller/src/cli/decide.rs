@@ -271,7 +271,10 @@ fn tell_forecast(terminal: &Terminal, forecast: &Forecast) -> Result<(), Failed>
         terminal.say(format_args!("{workload} has a policy, and nothing was ever seen of it."))?;
     }
     for (workload, flows) in &forecast.unlisted {
-        let text = format_args!("{} of {workload} in use are not listed, there were too many peers: what of them would be denied is not known.", count(*flows, "flow"));
+        let text = format_args!(
+            "{} of {workload} in use are not listed, there were too many peers: what of them would be denied is not known.",
+            count(*flows, "flow")
+        );
         terminal.say(terminal.paint(Tone::Warn, text))?;
     }
     for (node, why) in &forecast.silent {

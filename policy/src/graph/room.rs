@@ -241,7 +241,10 @@ impl FlowGraph {
         // One client more of so many on one port changes no rule, and no rule is learned from these.
         let is_no_evidence = |end: &Endpoint| matches!(end, Endpoint::Unknown(_) | Endpoint::Run(_));
         let of_many = matches!(crowd, Crowd::Clients(..))
-            && holder.end(&key.from, &key.to).and_then(|end| self.nodes.get(end)).is_some_and(|&at| self.graph[at].crowds.has_its_room(crowd));
+            && holder
+                .end(&key.from, &key.to)
+                .and_then(|end| self.nodes.get(end))
+                .is_some_and(|&at| self.graph[at].crowds.has_its_room(crowd));
         let teaches = key.direction_known && !of_many && ![&key.from, &key.to].into_iter().any(is_no_evidence);
         let uses = if teaches { seen.used() } else { 0 };
         let counted = self.left_out.entry(holder.end(&key.from, &key.to).cloned()).or_default();
