@@ -228,7 +228,7 @@ fn the_api_refuses_what_it_does_not_know() {
 }
 
 #[test]
-fn the_command_line_starts_at_once() {
+fn the_command_line_starts_within_ten_milliseconds() {
     let desk = Desk::empty();
     let fastest = (0..10)
         .map(|_| {
@@ -237,8 +237,8 @@ fn the_command_line_starts_at_once() {
             began.elapsed()
         })
         .min();
-    // Unoptimized and on a machine that may be slow and busy; the release build's 10 ms are `tests/bench/run shown`.
-    assert!(fastest.is_some_and(|fastest| fastest < std::time::Duration::from_millis(300)), "{fastest:?}");
+    // Unoptimized and on a busy machine; the budget of the release build is 10 ms.
+    assert!(fastest.is_some_and(|fastest| fastest < std::time::Duration::from_millis(30)), "{fastest:?}");
 }
 
 #[test]

@@ -182,8 +182,10 @@ fn a_node_that_cannot_say_what_would_end_is_named() {
 fn back_needs_no_approval_and_is_recorded() {
     let (desk, node) = approved();
     desk.run("mode shop enforce --yes").done();
+    let began = std::time::Instant::now();
     desk.args(&["mode", "shop", "learn", "--comment", "checkout is down"]).done();
     assert_eq!(node.plan(5).set.segments["shop"].mode, Mode::Learn);
+    assert!(began.elapsed() < std::time::Duration::from_secs(1), "{:?}", began.elapsed());
     let decisions = desk.run("get decisions -o json").json();
     let last = decisions.as_array().unwrap().last().unwrap();
     assert_eq!(
@@ -434,15 +436,16 @@ fn a_node_is_told_what_has_changed_and_gets_the_whole_plan_where_that_does_not_f
     let (desk, node) = approved();
     let whole = || node.whole.load(std::sync::atomic::Ordering::Relaxed);
     assert_eq!(whole(), 1, "the first one");
-    desk.run("quarantine shop/web").done();
+    let said = desk.run("quarantine shop/web").done();
+    assert!(said.contains("in force on"), "{said}");
     node.plan(4);
-    desk.run("release shop/web").done();
+    assert!(desk.run("release shop/web").done().contains("in force on"));
     let before = node.plan(5);
     assert_eq!(whole(), 1, "the others were told as changes");
     node.handle.wants_whole();
     eventually(std::time::Duration::from_secs(60), || whole() == 2);
     assert_eq!(node.plan(5), before);
-    desk.run("quarantine shop/web").done();
+    assert!(desk.run("quarantine shop/web").done().contains("in force on"));
     node.plan(6);
     assert_eq!(whole(), 2);
 }

@@ -59,9 +59,6 @@ fn told(engine: &Engine, network: &str) -> Option<Held> {
     Some(all)
 }
 
-/// Before a regular listing would mend it. The repair of a port that nobody claims takes ten seconds by itself.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
-
 pub(crate) struct Scene<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) db: SocketAddr,
@@ -71,12 +68,12 @@ impl Scene<'_> {
     /// As the engine says within a few seconds, and web reaches db, and the hostile one does not.
     pub(crate) fn agrees(&self, when: &str) {
         let begun = Instant::now();
-        eventually(SOON, || {
+        eventually(Duration::from_secs(8), || {
             let (held, told) = (held(self.engine), told(self.engine, "back"));
             if Some(&held) == told.as_ref() { Ok(()) } else { Err(format!("{when}: bound {held:#?}\nand by the engine {told:#?}")) }
         });
         let agreed = begun.elapsed();
-        reaches(self.engine, "web", self.db, b"web's own", SOON, when);
+        reaches(self.engine, "web", self.db, b"web's own", Duration::from_secs(4), when);
         eprintln!("{when}: agreed after {agreed:?}, reached after {:?}", begun.elapsed());
     }
 

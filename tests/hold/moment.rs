@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::deaths::{agent, filter};
-use crate::early::{SOON, Scene, held};
+use crate::early::{Scene, held};
 use crate::stage::{PATIENCE, enforce, engine, known, network, reaches, run};
 
 /// Waits until a container with this address is bound; its port and MAC address.
@@ -57,12 +57,8 @@ fn db_answers(engine: &Engine) -> (SocketAddr, Server) {
     (db, Server::udp_echo(&engine.netns_of("db"), db))
 }
 
-/// How long a moment is looked for that is shorter where the machine is quick, and passes unseen where it is busy.
-const TRIED_FOR: Duration = Duration::from_secs(150);
-
-fn is_busy() -> bool {
-    lab::load() > thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64)
-}
+/// How long a moment is looked for: short of the limit, so that one that was never met is said to be.
+const TRIED_FOR: Duration = Duration::from_secs(300);
 
 #[test]
 fn what_an_agent_that_is_killed_between_binding_and_tying_left_undone_the_next_one_does() {
@@ -113,9 +109,6 @@ fn what_an_agent_that_is_killed_between_binding_and_tying_left_undone_the_next_o
         eventually(PATIENCE, || if agent(&up) == dead { Err("the old agent") } else { Ok(()) });
         eventually(PATIENCE, || if host.try_bulkhead(["status"]).status.success() { Ok(()) } else { Err("no status") });
         drop(server);
-    }
-    if inside_window == 0 && is_busy() {
-        lab::skip!("no kill was in the moment, and the machine is busy");
     }
     assert!(inside_window > 0, "no kill was in the moment");
 }
@@ -189,14 +182,11 @@ fn who_is_quarantined_before_its_port_is_tied_is_cut_off_at_once() {
         }
         met += 1;
         let said = host.bulkhead(["release", "job"]);
-        assert!(said.contains("in force on") || said.contains("has not answered"), "{said}");
+        assert!(said.contains("in force on") && !said.contains("has not answered"), "{said}");
         reaches(&engine, "job", db, b"again", PATIENCE, "released");
         if met == 2 {
             break;
         }
-    }
-    if met == 0 && is_busy() {
-        lab::skip!("its port was tied already, each time, and the machine is busy");
     }
     assert!(met > 0, "its port was tied already, each time");
 }
@@ -246,7 +236,7 @@ fn an_engine_that_dies_while_it_starts_one_takes_nothing_from_whoever_gets_that_
     let db = SocketAddr::new("10.66.1.50".parse().unwrap(), 53);
     let _server = Server::udp_echo(&engine.netns_of("db"), db);
     Scene { engine: &engine, db }.agrees("the engine is back");
-    reaches(&engine, "heir", db, b"heir's own", SOON, "the engine is back");
+    reaches(&engine, "heir", db, b"heir's own", Duration::from_secs(4), "the engine is back");
 }
 
 /// What the agent has heard of the end of who starts again while the engine says nothing.
@@ -278,13 +268,13 @@ fn silent(heard: &Heard) {
         thread::sleep(*before);
     }
     engine.docker(["start", "job"]);
-    reaches(&engine, "job", db, b"hello", SOON, "the engine is silent");
+    reaches(&engine, "job", db, b"hello", Duration::from_secs(2), "the engine is silent");
     kill(filter, Signal::SIGCONT).unwrap();
     eventually(PATIENCE, || {
         let job = host.bulkhead(["describe", "workload", "job"]);
         if job.contains("10.66.1.77") { Ok(()) } else { Err(job) }
     });
-    reaches(&engine, "job", db, b"again", SOON, "the engine speaks again");
+    reaches(&engine, "job", db, b"again", Duration::from_secs(2), "the engine speaks again");
 }
 
 #[test]

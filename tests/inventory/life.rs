@@ -62,8 +62,8 @@ fn the_address_is_known_within_milliseconds_of_the_connect_event() {
         }
         waits.sort_unstable();
         eprintln!("connect event to snapshot, ms: {waits:?}");
-        // What it takes when it gets a core: beside other engines the engine's own answer takes longer.
-        assert!(waits[0] < 50, "{waits:?}");
+        // Two busy cores: the middle one of five, not the worst.
+        assert!(waits[2] < 50, "{waits:?}");
     });
 }
 
@@ -111,7 +111,7 @@ fn a_container_is_known_when_its_cable_is_there_and_stays_as_the_engine_tells_it
         eprintln!("before the connect event, ms: {early:?}");
         // 20.10 tells of it before there is a cable.
         if engine.kind == Kind::Current {
-            assert!(early.last().is_some_and(|early| *early > 0), "{early:?}");
+            assert!(early[early.len() / 2] > 0, "{early:?}");
         }
     });
 }

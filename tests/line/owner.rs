@@ -109,7 +109,7 @@ fn a_flush_right_behind_the_first_write_of_an_agent_is_repaired_within_seconds()
         eventually(PATIENCE, || if written() > before { Ok(()) } else { Err("nothing is written") });
         assert_eq!(nft(&engine, "flush ruleset"), Ok(()));
         eventually(PATIENCE, || host.is_in_force());
-        eventually(Duration::from_secs(10), || is_held(&engine, db));
+        eventually(Duration::from_secs(3), || is_held(&engine, db));
     }
 }
 
